@@ -1,0 +1,139 @@
+//! The primitive operators.
+
+use super::WeightId;
+use serde::{Deserialize, Serialize};
+
+/// Zeros added around a map before a convolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pad {
+    /// Rows above.
+    pub top: u32,
+    /// Columns to the left.
+    pub left: u32,
+    /// Rows below.
+    pub bottom: u32,
+    /// Columns to the right.
+    pub right: u32,
+}
+
+impl Pad {
+    /// The same on all four sides.
+    #[must_use]
+    pub const fn all(n: u32) -> Self {
+        Self {
+            top: n,
+            left: n,
+            bottom: n,
+            right: n,
+        }
+    }
+}
+
+/// A primitive operator. Operands are listed in the order of `Node::inputs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Op {
+    /// `map → map`. Cross-correlation, dilation 1, one group.
+    Conv2d {
+        /// `[n, c, kh, kw]`, [`super::Layout::Packed16`].
+        weight: WeightId,
+        /// `[n]`, f32, plain.
+        bias: Option<WeightId>,
+        /// `[kh, kw]`.
+        kernel: [u32; 2],
+        /// `[vertical, horizontal]`.
+        stride: [u32; 2],
+        /// Zero padding.
+        pad: Pad,
+    },
+    /// `map → map` over the channels of each pixel, or `vector → vector`.
+    Linear {
+        /// `[n, c]`, [`super::Layout::Packed16`].
+        weight: WeightId,
+        /// `[n]`, f32, plain.
+        bias: Option<WeightId>,
+    },
+    /// `map → map`. Normalises each group of neighbouring channels over all pixels with the biased
+    /// variance, then scales and shifts per channel (Wu & He 2018, eq. 1 and 2).
+    GroupNorm {
+        /// Number of groups; divides the channels.
+        groups: u32,
+        /// Added to the variance.
+        eps: f32,
+        /// `[c]`, f32, plain.
+        weight: WeightId,
+        /// `[c]`, f32, plain.
+        bias: WeightId,
+    },
+    /// `map → map` or `vector → vector`: `x · sigmoid(x)`.
+    Silu,
+    /// `map, map → map`, element by element.
+    Add,
+    /// `map, vector → map`: adds the vector to every pixel.
+    AddChannel,
+    /// `map, vector of 2c → map`: `x · (1 + v[..c]) + v[c..]` at every pixel.
+    ScaleShift,
+    /// `map, map, … → map`: channels one after the other.
+    Concat,
+    /// `map → map` of twice the height and width, nearest neighbour.
+    Upsample2x,
+    /// `map → map` of half the height and width (rounded down), the mean of 2 × 2 pixels.
+    AvgPool2x,
+    /// `map q, map k, map v → map`: softmax(q · kᵀ · scale) · v over all pixels, for each head
+    /// (Vaswani et al. 2017, eq. 1). Head `i` owns channels `i·d .. (i+1)·d`.
+    Attention {
+        /// Number of heads; divides the channels.
+        heads: u32,
+        /// Multiplies the scores, usually 1/√d.
+        scale: f32,
+    },
+    /// `map → map`: every pixel replaced by the nearest row of the table in Euclidean distance, the first
+    /// of equals (van den Oord et al. 2017, eq. 1).
+    Codebook {
+        /// `[entries, c]`, f32, plain.
+        table: WeightId,
+    },
+    /// `map → map` or `vector → vector`: `x · mul + add`.
+    Affine {
+        /// Multiplier.
+        mul: f32,
+        /// Addend.
+        add: f32,
+    },
+}
+
+impl Op {
+    /// A short name for reports.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Conv2d { .. } => "conv2d",
+            Self::Linear { .. } => "linear",
+            Self::GroupNorm { .. } => "group_norm",
+            Self::Silu => "silu",
+            Self::Add => "add",
+            Self::AddChannel => "add_channel",
+            Self::ScaleShift => "scale_shift",
+            Self::Concat => "concat",
+            Self::Upsample2x => "upsample2x",
+            Self::AvgPool2x => "avg_pool2x",
+            Self::Attention { .. } => "attention",
+            Self::Codebook { .. } => "codebook",
+            Self::Affine { .. } => "affine",
+        }
+    }
+
+    /// The weights it reads.
+    #[must_use]
+    pub fn weights(&self) -> Vec<WeightId> {
+        match *self {
+            Self::Conv2d { weight, bias, .. } | Self::Linear { weight, bias } => {
+                std::iter::once(weight).chain(bias).collect()
+            }
+            Self::GroupNorm { weight, bias, .. } => vec![weight, bias],
+            Self::Codebook { table } => vec![table],
+            _ => Vec::new(),
+        }
+    }
+}

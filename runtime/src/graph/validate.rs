@@ -1,0 +1,320 @@
+//! Checks that make a graph from a file safe to run: every id in range, every value defined once and
+//! before use, every weight of the shape its operator needs.
+
+use super::{Graph, Layout, Node, Op, ValueId, ValueKind, WeightId};
+use crate::tensor::DType;
+
+/// More nodes than any latent diffusion model has; a graph beyond is refused.
+pub const MAX_NODES: usize = 100_000;
+/// The largest channel count, vector length or kernel side that is accepted.
+const MAX_DIM: u32 = 1 << 20;
+const MAX_KERNEL: u32 = 64;
+
+/// Why a graph is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// Too many nodes, values or weights.
+    #[error("the graph has {found} {what}; at most {MAX_NODES} are accepted")]
+    TooMany {
+        /// `nodes`, `values` or `weights`.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// A node, port or weight is not what its operator needs.
+    #[error("{place}: {why}")]
+    Invalid {
+        /// The layer, port or weight.
+        place: String,
+        /// What is wrong and what was expected.
+        why: String,
+    },
+}
+
+fn invalid<T>(place: &str, why: impl Into<String>) -> Result<T, GraphError> {
+    Err(GraphError::Invalid {
+        place: place.to_owned(),
+        why: why.into(),
+    })
+}
+
+impl Graph {
+    /// Checks the whole graph; afterwards the other methods cannot panic.
+    ///
+    /// # Errors
+    /// [`GraphError`] naming the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), GraphError> {
+        for (what, found) in [
+            ("nodes", self.nodes.len()),
+            ("values", self.values.len()),
+            ("weights", self.weights.len()),
+        ] {
+            if found > MAX_NODES {
+                return Err(GraphError::TooMany { what, found });
+            }
+        }
+        for (i, kind) in self.values.iter().enumerate() {
+            if kind.channels() == 0 || kind.channels() > MAX_DIM {
+                return invalid(
+                    &format!("value {i}"),
+                    format!("{} channels", kind.channels()),
+                );
+            }
+        }
+        for w in &self.weights {
+            if w.shape.is_empty()
+                || w.shape.len() > 4
+                || w.shape.iter().any(|&d| d == 0 || d > MAX_DIM)
+            {
+                return invalid(&w.name, format!("a weight of shape {:?}", w.shape));
+            }
+            if w.stored_bytes().is_none() {
+                return invalid(&w.name, "its size overflows");
+            }
+        }
+        let mut defined = vec![false; self.values.len()];
+        if self.inputs.is_empty() || self.outputs.is_empty() {
+            return invalid("graph", "it needs at least one input and one output");
+        }
+        for port in &self.inputs {
+            self.define(&port.name, port.value, &mut defined)?;
+        }
+        for node in &self.nodes {
+            for &v in &node.inputs {
+                if !defined.get(v.index()).copied().unwrap_or(false) {
+                    return invalid(
+                        &node.name,
+                        format!("value {} is used before it is defined", v.0),
+                    );
+                }
+            }
+            self.check_node(node)?;
+            self.define(&node.name, node.output, &mut defined)?;
+        }
+        for port in &self.outputs {
+            if !defined.get(port.value.index()).copied().unwrap_or(false) {
+                return invalid(
+                    &port.name,
+                    format!("output value {} is never defined", port.value.0),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&self, place: &str, value: ValueId, defined: &mut [bool]) -> Result<(), GraphError> {
+        match defined.get_mut(value.index()) {
+            None => invalid(place, format!("value {} does not exist", value.0)),
+            Some(true) => invalid(place, format!("value {} is defined twice", value.0)),
+            Some(slot) => {
+                *slot = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn check_node(&self, node: &Node) -> Result<(), GraphError> {
+        let place = node.name.as_str();
+        let expected = match node.op {
+            Op::Add | Op::AddChannel | Op::ScaleShift => 2..=2,
+            Op::Attention { .. } => 3..=3,
+            Op::Concat => 2..=4,
+            _ => 1..=1,
+        };
+        if !expected.contains(&node.inputs.len()) {
+            return invalid(
+                place,
+                format!("{} inputs, expected {expected:?}", node.inputs.len()),
+            );
+        }
+        let Some(&out) = self.values.get(node.output.index()) else {
+            return invalid(place, format!("value {} does not exist", node.output.0));
+        };
+        let input = |i: usize| self.kind(node.inputs[i]);
+        let first = input(0);
+        let map = |kind: ValueKind| matches!(kind, ValueKind::Map(_));
+        let want = |what: &str, found: ValueKind, expected: ValueKind| {
+            if found == expected {
+                Ok(())
+            } else {
+                invalid(
+                    place,
+                    format!("its {what} is {found:?}, expected {expected:?}"),
+                )
+            }
+        };
+        let maps_only = || {
+            if map(first) {
+                Ok(())
+            } else {
+                invalid(place, "its first input must be a map")
+            }
+        };
+        match &node.op {
+            Op::Conv2d {
+                weight,
+                bias,
+                kernel,
+                stride,
+                pad,
+            } => {
+                maps_only()?;
+                let n = out.channels();
+                want("output", out, ValueKind::Map(n))?;
+                let bad_side = |v: u32| v == 0 || v > MAX_KERNEL;
+                let pads = [pad.top, pad.left, pad.bottom, pad.right];
+                if kernel.iter().chain(stride).any(|&v| bad_side(v))
+                    || pads.iter().any(|&p| p > MAX_KERNEL)
+                {
+                    return invalid(
+                        place,
+                        format!("kernel {kernel:?}, stride {stride:?}, pad {pad:?}"),
+                    );
+                }
+                // A band reads `pad` rows of zeros and at least one real row; a pad as wide as the
+                // kernel would make windows that see no pixel.
+                if pad.top.max(pad.bottom) >= kernel[0].max(2)
+                    || pad.left.max(pad.right) >= kernel[1].max(2)
+                {
+                    return invalid(
+                        place,
+                        format!("pad {pad:?} is as wide as its kernel {kernel:?}"),
+                    );
+                }
+                self.check_weight(
+                    place,
+                    *weight,
+                    &[n, first.channels(), kernel[0], kernel[1]],
+                    Layout::Packed16,
+                )?;
+                self.check_bias(place, *bias, n)
+            }
+            Op::Linear { weight, bias } => {
+                let n = out.channels();
+                want(
+                    "output",
+                    out,
+                    if map(first) {
+                        ValueKind::Map(n)
+                    } else {
+                        ValueKind::Vector(n)
+                    },
+                )?;
+                self.check_weight(place, *weight, &[n, first.channels()], Layout::Packed16)?;
+                self.check_bias(place, *bias, n)
+            }
+            Op::GroupNorm {
+                groups,
+                eps,
+                weight,
+                bias,
+            } => {
+                maps_only()?;
+                want("output", out, first)?;
+                if *groups == 0 || !first.channels().is_multiple_of(*groups) {
+                    return invalid(
+                        place,
+                        format!(
+                            "{groups} groups do not divide {} channels",
+                            first.channels()
+                        ),
+                    );
+                }
+                if !eps.is_finite() || *eps < 0.0 {
+                    return invalid(place, format!("eps {eps}"));
+                }
+                self.check_weight(place, *weight, &[first.channels()], Layout::Plain)?;
+                self.check_weight(place, *bias, &[first.channels()], Layout::Plain)
+            }
+            Op::Silu => want("output", out, first),
+            Op::Affine { mul, add } => {
+                if !mul.is_finite() || !add.is_finite() {
+                    return invalid(place, format!("x * {mul} + {add}"));
+                }
+                want("output", out, first)
+            }
+            Op::Upsample2x | Op::AvgPool2x => {
+                maps_only()?;
+                want("output", out, first)
+            }
+            Op::Add => {
+                maps_only()?;
+                want("second input", input(1), first)?;
+                want("output", out, first)
+            }
+            Op::AddChannel | Op::ScaleShift => {
+                maps_only()?;
+                let parts = if node.op == Op::AddChannel { 1 } else { 2 };
+                want(
+                    "second input",
+                    input(1),
+                    ValueKind::Vector(first.channels().saturating_mul(parts)),
+                )?;
+                want("output", out, first)
+            }
+            Op::Concat => {
+                let mut total = 0u32;
+                for i in 0..node.inputs.len() {
+                    let ValueKind::Map(c) = input(i) else {
+                        return invalid(place, "only maps can be concatenated");
+                    };
+                    total = total.saturating_add(c);
+                }
+                want("output", out, ValueKind::Map(total))
+            }
+            Op::Attention { heads, scale } => {
+                maps_only()?;
+                if *heads == 0 || !first.channels().is_multiple_of(*heads) {
+                    return invalid(
+                        place,
+                        format!("{heads} heads do not divide {} channels", first.channels()),
+                    );
+                }
+                if !scale.is_finite() {
+                    return invalid(place, format!("scale {scale}"));
+                }
+                want("keys", input(1), first)?;
+                want("values", input(2), first)?;
+                want("output", out, first)
+            }
+            Op::Codebook { table } => {
+                maps_only()?;
+                want("output", out, first)?;
+                let entries = self.weights.get(table.index()).map_or(0, |w| w.shape[0]);
+                self.check_weight(place, *table, &[entries, first.channels()], Layout::Plain)
+            }
+        }
+    }
+
+    fn check_weight(
+        &self,
+        place: &str,
+        id: WeightId,
+        shape: &[u32],
+        layout: Layout,
+    ) -> Result<(), GraphError> {
+        let Some(w) = self.weights.get(id.index()) else {
+            return invalid(place, format!("weight {} does not exist", id.0));
+        };
+        if w.shape != shape {
+            return invalid(
+                place,
+                format!("{} has shape {:?}, expected {shape:?}", w.name, w.shape),
+            );
+        }
+        if w.layout != layout {
+            return invalid(
+                place,
+                format!("{} lies as {:?}, expected {layout:?}", w.name, w.layout),
+            );
+        }
+        if layout == Layout::Plain && w.dtype != DType::F32 {
+            return invalid(place, format!("{} is {}, expected f32", w.name, w.dtype));
+        }
+        Ok(())
+    }
+
+    fn check_bias(&self, place: &str, bias: Option<WeightId>, n: u32) -> Result<(), GraphError> {
+        bias.map_or(Ok(()), |b| self.check_weight(place, b, &[n], Layout::Plain))
+    }
+}
