@@ -1,1 +1,87 @@
-//! Placeholder while the room is being built.
+//! Benchmarks of latile's kernels.
+//!
+//! Lives here: the reader of `shapes/*.txt`, so that what is timed is data. The benchmarks themselves
+//! are in `benches/`, side-by-side runs with other engines in `peers/`, results with their machine and
+//! command in `record/`. Nothing here decides whether a test passes.
+#![forbid(unsafe_code)]
+
+use latile_cpu::steps::conv::ConvShape;
+
+/// What is wrong with a shapes file.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {why}; a line is: name height width channels outputs kernel stride yes|no")]
+pub struct ShapeFileError {
+    /// Line, from 1.
+    pub line: usize,
+    /// What was found.
+    pub why: String,
+}
+
+/// The convolutions of `shapes/conv.txt`, with their names.
+///
+/// # Errors
+/// [`ShapeFileError`] where the file that was built in is malformed.
+pub fn conv_shapes() -> Result<Vec<(String, ConvShape)>, ShapeFileError> {
+    parse_conv(include_str!("../shapes/conv.txt"))
+}
+
+fn parse_conv(text: &str) -> Result<Vec<(String, ConvShape)>, ShapeFileError> {
+    let mut shapes = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let bad = |why: String| ShapeFileError { line: i + 1, why };
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [name, numbers @ .., upsample] = fields.as_slice() else {
+            return Err(bad(format!("{} fields", fields.len())));
+        };
+        let numbers = numbers
+            .iter()
+            .map(|n| n.parse().map_err(|_| bad(format!("{n} is no number"))))
+            .collect::<Result<Vec<usize>, _>>()?;
+        let [h, w, c, n, kernel, stride] = numbers[..] else {
+            return Err(bad(format!("{} numbers", numbers.len())));
+        };
+        let upsample = match *upsample {
+            "yes" => true,
+            "no" => false,
+            other => return Err(bad(format!("{other} is neither yes nor no"))),
+        };
+        shapes.push((
+            (*name).to_owned(),
+            ConvShape {
+                h,
+                w,
+                c,
+                n,
+                kernel: [kernel; 2],
+                stride: [stride; 2],
+                pads: [kernel / 2; 4],
+                upsample,
+            },
+        ));
+    }
+    Ok(shapes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shapes_are_read() {
+        let shapes = conv_shapes().unwrap();
+        assert!(shapes.len() > 10);
+        let (name, shape) = &shapes[0];
+        assert_eq!(name, "unet-64-160-160");
+        assert_eq!(shape.macs(), 64 * 64 * 160 * 160 * 9);
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        assert_eq!(parse_conv("# x\na 1 2 3 4 3 1 maybe").unwrap_err().line, 2);
+        assert!(parse_conv("a 1 2 3 4 3 x no").unwrap_err().why.contains("x is no number"));
+        assert!(parse_conv("a 1 no").is_err());
+    }
+}
