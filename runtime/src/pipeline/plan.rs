@@ -1,0 +1,443 @@
+//! Everything that is decided and checked before the first pixel: whether the model fits the task, the
+//! steps, the tiles, the cost in multiply-accumulates and the pipeline's own bytes.
+
+use super::schedule::{Schedule, ScheduleError};
+use super::tiles::{Grid, TileError};
+use crate::backend::{PrepareError, RunError};
+use crate::format::{
+    ComponentSpec, LatentSpec, Model, ModelError, Role, Spacing, Task, TimestepProjection,
+};
+use crate::graph::{Graph, ShapeError, ValueKind};
+use crate::tensor::Shape;
+
+/// Channels of a picture.
+pub const RGB: usize = 3;
+/// Pictures of up to this many latent pixels, padding included, are one tile unless the caller says otherwise.
+pub const WHOLE_PIXELS: usize = 128 * 128;
+/// The largest tile side, in latent pixels, for larger pictures.
+pub const DEFAULT_TILE: usize = 128;
+/// The overlap of tiles in latent pixels; a quarter of the tile where that is less.
+pub const DEFAULT_OVERLAP: usize = 16;
+
+/// A part of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// The U-Net's steps.
+    Denoise,
+    /// Latents to pixels.
+    Decode,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Denoise => "denoise",
+            Self::Decode => "decode",
+        })
+    }
+}
+
+/// Why a picture was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The model has no such component.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model is sound but not one for super-resolution.
+    #[error("model {model} cannot upscale: {why}")]
+    Unsuited {
+        /// The model.
+        model: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// Steps, eta or spacing.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// Tile or overlap.
+    #[error(transparent)]
+    Tiles(#[from] TileError),
+    /// The size does not suit the model's graph.
+    #[error("{stage}: {source}")]
+    Shape {
+        /// Where.
+        stage: Stage,
+        /// What the graph says.
+        source: ShapeError,
+    },
+    /// The picture is empty, larger than can be addressed, or not what its size says.
+    #[error("the picture is refused: {0}")]
+    Picture(String),
+    /// The noise given does not suit the picture.
+    #[error("the noise is refused: {0}")]
+    Noise(String),
+    /// A session could not be made.
+    #[error("{stage}: {source}")]
+    Prepare {
+        /// For what.
+        stage: Stage,
+        /// Why.
+        source: PrepareError,
+    },
+    /// A session failed.
+    #[error("{stage}: {source}")]
+    Run {
+        /// While doing what.
+        stage: Stage,
+        /// Why.
+        source: RunError,
+    },
+    /// NaN or infinity came out.
+    #[error(
+        "{stage}: the result of {place} is not finite; the model is damaged or does not suit its own schedule"
+    )]
+    NonFinite {
+        /// Where.
+        stage: Stage,
+        /// Step or tile.
+        place: String,
+    },
+    /// The decoder gave one colour everywhere.
+    #[error(
+        "decode: every pixel came out the same ({value:?}), which no picture is; the model is damaged or its weights are missing"
+    )]
+    Constant {
+        /// The colour, in the decoder's range.
+        value: [f32; RGB],
+    },
+    /// The pipeline's own buffers could not be had.
+    #[error("{bytes} bytes for {what} could not be had; use a smaller picture or tile")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// What for.
+        what: &'static str,
+    },
+    /// The progress callback asked to stop.
+    #[error("stopped before the picture was complete")]
+    Cancelled,
+}
+
+/// Numbers given in place of drawn noise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NoiseTensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, row-major.
+    pub data: Vec<f32>,
+}
+
+/// Noise given by the caller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GivenNoise {
+    /// The latent to begin with, `[1, C, H, W]` or `[C, H, W]`, H and W as [`Plan::latent_size`].
+    pub initial: NoiseTensor,
+    /// The noise of each step, `[S, C, H, W]` or `[S, 1, C, H, W]`, S at least [`Plan::schedule`]'s steps.
+    /// Where absent and eta is not 0, it is drawn from the seed as if the initial noise had been too.
+    pub eta: Option<NoiseTensor>,
+}
+
+/// What a caller may choose; by default everything is the model's choice, and the seed 0.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// DDIM steps.
+    pub steps: Option<u32>,
+    /// 0 is deterministic, 1 is ancestral.
+    pub eta: Option<f32>,
+    /// Seed of the noise, as for `torch.manual_seed`.
+    pub seed: u64,
+    /// How timesteps are chosen.
+    pub spacing: Option<Spacing>,
+    /// Largest tile side in latent pixels, rounded down to the model's multiple. By default a picture of up
+    /// to [`WHOLE_PIXELS`] is one tile, and tiles of a larger one have at most [`DEFAULT_TILE`].
+    pub tile: Option<usize>,
+    /// Least overlap of tiles in latent pixels, rounded up to the model's multiple. By default
+    /// [`DEFAULT_OVERLAP`], or a quarter of the tile where that is less.
+    pub overlap: Option<usize>,
+    /// Noise in place of the seed's.
+    pub noise: Option<GivenNoise>,
+}
+
+/// A run that has passed every check that needs no device.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    pub(super) model: &'a Model,
+    pub(super) options: &'a Options,
+    pub(super) latent: LatentSpec,
+    /// Multiply-accumulates of the U-Net on one tile.
+    pub(super) unet_macs: u64,
+    pub(super) time: TimestepProjection,
+    /// Multiply-accumulates of the decoder on one tile.
+    pub(super) decoder_macs: u64,
+    pub(super) schedule: Schedule,
+    pub(super) grid: Grid,
+    pub(super) size: [usize; 2],
+    pub(super) padded: [usize; 2],
+}
+
+impl<'a> Plan<'a> {
+    /// Plans the upscaling of a picture of `width × height` pixels.
+    ///
+    /// # Errors
+    /// [`PipelineError`]: everything that can be wrong before a session is made.
+    pub fn new(
+        model: &'a Model,
+        width: usize,
+        height: usize,
+        options: &'a Options,
+    ) -> Result<Self, PipelineError> {
+        let unsuited =
+            |why: String| PipelineError::Unsuited { model: model.name().to_owned(), why };
+        let manifest = model.manifest();
+        if manifest.task != Task::SuperResolution {
+            return Err(unsuited(
+                "it is a set of components, not a super-resolution model; run them one by one"
+                    .to_owned(),
+            ));
+        }
+        let latent = manifest
+            .latent
+            .ok_or_else(|| unsuited("it does not describe its latent space".to_owned()))?;
+        let scheduler = manifest
+            .scheduler
+            .as_ref()
+            .ok_or_else(|| unsuited("it does not describe its noise schedule".to_owned()))?;
+        let unet = model.component(Role::Unet)?;
+        let decoder = model.component(Role::Decoder)?;
+        let time = check_unet(unet, latent).map_err(unsuited)?;
+        check_decoder(decoder, latent).map_err(unsuited)?;
+
+        if width == 0 || height == 0 {
+            return Err(PipelineError::Picture(format!(
+                "it is {width}x{height} and has no pixels"
+            )));
+        }
+        let multiple = lcm(unet.multiple as usize, decoder.multiple as usize);
+        let factor = latent.factor as usize;
+        let pad = |side: usize| side.div_ceil(multiple).checked_mul(multiple);
+        let widest = latent.channels as usize + RGB;
+        // Whatever the run holds of the whole picture, latent or pixels, is within this.
+        let addressable = |[h, w]: [usize; 2]| {
+            let pixels = h.checked_mul(factor)?.checked_mul(w.checked_mul(factor)?)?;
+            let bytes = pixels.checked_mul(widest)?.checked_mul(4 * size_of::<f32>())?;
+            (bytes <= isize::MAX as usize).then_some([h, w])
+        };
+        let padded = pad(height)
+            .zip(pad(width))
+            .and_then(|(h, w)| addressable([h, w]))
+            .ok_or_else(|| {
+                PipelineError::Picture(format!("{width}x{height} is more than can be addressed"))
+            })?;
+
+        let steps = options.steps.unwrap_or(manifest.defaults.steps);
+        let eta = options.eta.unwrap_or(manifest.defaults.eta);
+        let schedule = Schedule::new(scheduler, steps, eta, options.spacing)?;
+        let grid = make_grid(padded, multiple, options)?;
+        let plan = Self {
+            model,
+            options,
+            latent,
+            unet_macs: tile_macs(unet, Stage::Denoise, grid.tile(), 1)
+                .map_err(|e| e.into_error(model))?,
+            time,
+            decoder_macs: tile_macs(decoder, Stage::Decode, grid.tile(), factor)
+                .map_err(|e| e.into_error(model))?,
+            schedule,
+            grid,
+            size: [height, width],
+            padded,
+        };
+        plan.check_noise()?;
+        let first = plan.schedule.steps[0].timestep;
+        if first < scheduler.train_timesteps / 4 * 3 {
+            log::warn!(
+                "sampling starts at timestep {first} of {}, where the model expects to see part of the picture already; \
+                 use more steps or the spacing trailing",
+                scheduler.train_timesteps
+            );
+        }
+        Ok(plan)
+    }
+
+    /// The steps.
+    #[must_use]
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The tiles over the latent.
+    #[must_use]
+    pub fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// Height and width of the latent, padding included.
+    #[must_use]
+    pub fn latent_size(&self) -> [usize; 2] {
+        self.padded
+    }
+
+    /// Height and width of the result.
+    #[must_use]
+    pub fn output_size(&self) -> [usize; 2] {
+        let factor = self.latent.factor as usize;
+        self.size.map(|side| side * factor)
+    }
+
+    /// Multiply-accumulates of the whole run.
+    #[must_use]
+    pub fn macs(&self) -> u64 {
+        let steps = self.schedule.steps.len() as u64;
+        let tile = self.unet_macs.saturating_mul(steps);
+        let tile = tile.saturating_add(self.decoder_macs);
+        tile.saturating_mul(self.grid.tiles() as u64)
+    }
+
+    /// Bytes of the latent and of one stage's buffers, at the stage that needs more. The picture that
+    /// comes in and the one that goes out are the caller's.
+    #[must_use]
+    pub fn pipeline_bytes(&self) -> usize {
+        let [h, w] = self.grid.tile();
+        let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
+        let floats = |n: usize| n * size_of::<f32>();
+        let latent = floats(self.padded[0] * self.padded[1] * channels);
+        let time = floats(self.time.dim as usize);
+        let denoise = floats(h * w * (2 * channels + RGB)) + time + self.grid.blend_bytes(channels);
+        let decode = floats(h * w * (channels + factor * factor * RGB))
+            + self.grid.scaled(factor).blend_bytes(RGB);
+        latent + denoise.max(decode)
+    }
+
+    fn check_noise(&self) -> Result<(), PipelineError> {
+        let Some(noise) = &self.options.noise else {
+            return Ok(());
+        };
+        let [h, w] = self.padded;
+        let channels = self.latent.channels as usize;
+        let field = [channels, h, w];
+        let check = |name: &str, t: &NoiseTensor, fits: bool, wanted: String| {
+            let elements = t.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+            if !fits || elements != Some(t.data.len()) {
+                return Err(PipelineError::Noise(format!(
+                    "{name} is {:?} with {} elements, this picture needs {wanted}",
+                    t.shape,
+                    t.data.len()
+                )));
+            }
+            if t.data.iter().any(|v| !v.is_finite()) {
+                return Err(PipelineError::Noise(format!("{name} is not finite")));
+            }
+            Ok(())
+        };
+        let shape = &noise.initial.shape[..];
+        let fits = shape == field || shape.strip_prefix(&[1]) == Some(&field);
+        let wanted = format!("[1, {channels}, {h}, {w}]");
+        check("the initial noise", &noise.initial, fits, wanted)?;
+        if let (Some(eta), true) = (&noise.eta, self.schedule.eta > 0.0) {
+            let steps = self.schedule.steps.len();
+            let fits = eta.shape.split_first().is_some_and(|(&s, rest)| {
+                s >= steps && (rest == field || rest.strip_prefix(&[1]) == Some(&field))
+            });
+            let wanted = format!("[{steps}, {channels}, {h}, {w}]");
+            check("the steps' noise", eta, fits, wanted)?;
+        }
+        Ok(())
+    }
+}
+
+fn make_grid(
+    padded: [usize; 2],
+    multiple: usize,
+    options: &Options,
+) -> Result<Grid, PipelineError> {
+    let whole = padded[0] * padded[1] <= WHOLE_PIXELS;
+    let tile = match options.tile {
+        Some(tile) => tile,
+        None if whole => padded[0].max(padded[1]),
+        None => DEFAULT_TILE.max(multiple),
+    };
+    // The default gives way to the tile; an overlap that was asked for does not.
+    let largest = (tile / multiple).saturating_sub(1) * multiple;
+    let overlap = options.overlap.unwrap_or_else(|| DEFAULT_OVERLAP.min(tile / 4).min(largest));
+    Ok(Grid::new(padded, multiple, tile, overlap)?)
+}
+
+/// Why a component does not do as part of the pipeline.
+enum Misfit {
+    Shape(Stage, ShapeError),
+    Why(String),
+}
+
+impl Misfit {
+    fn into_error(self, model: &Model) -> PipelineError {
+        match self {
+            Self::Shape(stage, source) => PipelineError::Shape { stage, source },
+            Self::Why(why) => PipelineError::Unsuited { model: model.name().to_owned(), why },
+        }
+    }
+}
+
+/// Multiply-accumulates of `spec` on one tile, which must come out `factor` times as large.
+fn tile_macs(
+    spec: &ComponentSpec,
+    stage: Stage,
+    [h, w]: [usize; 2],
+    factor: usize,
+) -> Result<u64, Misfit> {
+    let graph = &spec.graph;
+    let shapes = graph.infer(&[(h, w)]).map_err(|source| Misfit::Shape(stage, source))?;
+    let out = shapes[graph.outputs[0].value.index()];
+    let wanted = Shape::Map { h: h * factor, w: w * factor, c: out.channels() };
+    if out != wanted {
+        return Err(Misfit::Why(format!("its {} makes {out} of {h}x{w}, not {wanted}", spec.role)));
+    }
+    Ok(graph.macs(&shapes).max(1))
+}
+
+/// Channels of the graph's maps and vectors, in or out.
+fn kinds(graph: &Graph, inputs: bool) -> Vec<ValueKind> {
+    let ports = if inputs { &graph.inputs } else { &graph.outputs };
+    ports.iter().map(|p| graph.kind(p.value)).collect()
+}
+
+fn check_unet(unet: &ComponentSpec, latent: LatentSpec) -> Result<TimestepProjection, String> {
+    let time = unet.timestep.ok_or("its unet does not say how it takes a timestep")?;
+    let channels = latent.channels;
+    let sample = ValueKind::Map(channels + RGB as u32);
+    let mut inputs = kinds(&unet.graph, true);
+    inputs.sort_by_key(|k| matches!(k, ValueKind::Vector(_)));
+    if inputs != [sample, ValueKind::Vector(time.dim)] {
+        return Err(format!(
+            "its unet takes {inputs:?}, not a latent of {channels} channels with a picture of {RGB} ({sample:?}) and a timestep ({:?})",
+            ValueKind::Vector(time.dim)
+        ));
+    }
+    let outputs = kinds(&unet.graph, false);
+    if outputs != [ValueKind::Map(channels)] {
+        return Err(format!("its unet gives {outputs:?}, not a latent of {channels} channels"));
+    }
+    Ok(time)
+}
+
+fn check_decoder(decoder: &ComponentSpec, latent: LatentSpec) -> Result<(), String> {
+    let inputs = kinds(&decoder.graph, true);
+    if inputs != [ValueKind::Map(latent.channels)] {
+        return Err(format!(
+            "its decoder takes {inputs:?}, not a latent of {} channels",
+            latent.channels
+        ));
+    }
+    let outputs = kinds(&decoder.graph, false);
+    if outputs != [ValueKind::Map(RGB as u32)] {
+        return Err(format!("its decoder gives {outputs:?}, not a picture of {RGB} channels"));
+    }
+    Ok(())
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
