@@ -1,1 +1,17 @@
-//! Placeholder while the room is being built.
+//! The CPU target of latile: the only place with SIMD.
+//!
+//! Here live the instruction sets and their vector operations ([`isa`], [`simd`]), the matrix
+//! kernels and their [`registry`], weight packing ([`pack`]), the thread [`pool`] and the fused
+//! [`steps`] that a session runs. Importers, file formats and pipelines never do.
+
+pub mod isa;
+pub mod kernels;
+mod lower;
+pub mod naive;
+pub mod pack;
+pub mod pool;
+pub mod reference;
+pub mod registry;
+pub mod session;
+pub mod simd;
+pub mod steps;

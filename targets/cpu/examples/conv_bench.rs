@@ -1,0 +1,191 @@
+//! Times the fused convolution over the shapes of the published LDM-SR.
+//!
+//! `conv_bench [--threads N] [--f16] [--fused] [--seconds S] [--repeat N] [FILTER]` prints one
+//! line a shape: name, GMAC, best and median GMAC/s, and GMAC per second of processor time (on
+//! a busy machine the only number that means much, and only for one thread). `--fused` adds
+//! GroupNorm, SiLU, residual and sums; `--repeat` runs each shape exactly so often (to count
+//! instructions, by the difference between two counts); FILTER is a part of a name.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::time::Instant;
+
+use half::f16;
+use latile_cpu::isa::Level;
+use latile_cpu::kernels::matmul::Tile;
+use latile_cpu::pool::Pool;
+use latile_cpu::registry::{self, WeightType};
+use latile_cpu::steps::conv::{
+    Activation, ConvArgs, ConvPlan, ConvShape, Residual, Segment, Weights, conv2d,
+};
+use latile_cpu::steps::{Output, Source};
+
+/// Name, side, input channels, output channels, kernel side.
+const SHAPES: &[(&str, usize, usize, usize, usize)] = &[
+    ("decoder 256x256 128-128", 256, 128, 128, 3),
+    ("decoder 256x256 256-128", 256, 256, 128, 3),
+    ("decoder 256x256 256-256", 256, 256, 256, 3),
+    ("decoder 128x128 256-256", 128, 256, 256, 3),
+    ("decoder 128x128 512-512", 128, 512, 512, 3),
+    ("decoder 64x64 512-512", 64, 512, 512, 3),
+    ("decoder 256x256 128-3", 256, 128, 3, 3),
+    ("unet 64x64 160-160", 64, 160, 160, 3),
+    ("unet 64x64 480-160", 64, 480, 160, 3),
+    ("unet 32x32 320-320", 32, 320, 320, 3),
+    ("unet 32x32 640-320", 32, 640, 320, 3),
+    ("unet 16x16 320-320", 16, 320, 320, 3),
+    ("unet 16x16 960-320", 16, 960, 320, 3),
+    ("unet 8x8 640-640", 8, 640, 640, 3),
+    ("unet 8x8 1280-640", 8, 1280, 640, 3),
+    ("unet 64x64 320-160 1x1", 64, 320, 160, 1),
+    ("unet 64x64 160-480 1x1", 64, 160, 480, 1),
+];
+
+/// Processor time of this process so far, in seconds; 0 where the system does not tell.
+fn cpu_seconds() -> f64 {
+    #[cfg(target_os = "linux")]
+    {
+        #[repr(C)]
+        struct Timespec {
+            seconds: i64,
+            nanoseconds: i64,
+        }
+        unsafe extern "C" {
+            fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
+        }
+        const PROCESS_CPUTIME: i32 = 2;
+        let mut time = Timespec { seconds: 0, nanoseconds: 0 };
+        // SAFETY: the C library's function, with the layout of 64-bit Linux.
+        if unsafe { clock_gettime(PROCESS_CPUTIME, &mut time) } == 0 {
+            return time.seconds as f64 + time.nanoseconds as f64 * 1e-9;
+        }
+    }
+    0.0
+}
+
+/// GMAC/s of the micro-kernel on data that stays in the first-level cache, one thread.
+fn peak(level: Level, weights: WeightType) -> f64 {
+    let kernel = registry::matmul(level, weights);
+    let (rows, panels, depth) = (kernel.rows, kernel.panels, 128);
+    let a = vec![0.5_f32; rows * depth];
+    let b = vec![0.25_f32; 16 * panels * depth];
+    let mut c = vec![0.0_f32; rows * 16 * panels];
+    let tile = Tile {
+        a: a.as_ptr(),
+        a_stride: 4 * depth,
+        runs: [0].as_ptr(),
+        n_runs: 1,
+        run_len: depth,
+        b: b.as_ptr().cast(),
+        panel_stride: 16 * depth * if weights == WeightType::F32 { 4 } else { 2 },
+        c: c.as_mut_ptr(),
+        c_stride: 64 * panels,
+        accumulate: 0,
+    };
+    let mut best = f64::MAX;
+    for _ in 0..20 {
+        let start = Instant::now();
+        for _ in 0..2000 {
+            // SAFETY: the vectors above are as large as the tile says.
+            unsafe { kernel.tiles[panels - 1][rows - 1](&tile) };
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    (2000 * rows * 16 * panels * depth) as f64 / best / 1e9
+}
+
+fn main() {
+    let (mut threads, mut half, mut fused, mut repeat, mut seconds) = (2, false, false, 0, 0.3);
+    let mut filter = String::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--threads" => threads = args.next().and_then(|x| x.parse().ok()).unwrap_or(2),
+            "--seconds" => seconds = args.next().and_then(|x| x.parse().ok()).unwrap_or(0.3),
+            "--f16" => half = true,
+            "--fused" => fused = true,
+            "--repeat" => repeat = args.next().and_then(|x| x.parse().ok()).unwrap_or(1),
+            _ => filter = arg,
+        }
+    }
+    let level = match Level::from_env() {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    };
+    let weight_type = if half { WeightType::F16 } else { WeightType::F32 };
+    let pool = Pool::new(threads).expect("threads");
+    if repeat == 0 {
+        println!(
+            "{} threads {threads} fused {fused}; micro-kernel in cache, a thread: {:.1} GMAC/s",
+            registry::matmul(level, weight_type).name,
+            peak(level, weight_type)
+        );
+    }
+    for &(name, side, c, n, k) in SHAPES.iter().filter(|s| s.0.contains(&filter)) {
+        let shape = ConvShape::same(side, side, c, n, k);
+        let plan = ConvPlan::new(shape, weight_type, level).expect("a good shape");
+        let input: Vec<f32> = (0..side * side * c).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
+        let halve = |x: &[f32]| -> Vec<f16> {
+            x.iter().take(if half { x.len() } else { 0 }).map(|&x| f16::from_f32(x)).collect()
+        };
+        let input_half = halve(&input);
+        let weights: Vec<f32> =
+            (0..shape.packed_len()).map(|i| (i % 13) as f32 * 0.01 - 0.06).collect();
+        let weights_half = halve(&weights);
+        let (scale, shift) = (vec![0.9; c], vec![0.1; c]);
+        let bias = vec![0.5; n];
+        let mut out = vec![0.0_f32; shape.out_len()];
+        let mut out_half = vec![f16::ZERO; shape.out_len()];
+        let mut sums = vec![0.0; plan.sums().len()];
+        let mut scratch = vec![0.0; plan.scratch_len(threads)];
+        let mut times = Vec::new();
+        let begin = Instant::now();
+        let mut cpu = f64::MAX;
+        loop {
+            let before = cpu_seconds();
+            let start = Instant::now();
+            conv2d(
+                &plan,
+                &pool,
+                ConvArgs {
+                    segments: &[Segment {
+                        data: if half { Source::F16(&input_half) } else { Source::F32(&input) },
+                        channels: c,
+                        norm: fused.then_some((&scale, &shift)),
+                    }],
+                    activation: if fused { Activation::Silu } else { Activation::None },
+                    weights: if half {
+                        Weights::F16(&weights_half)
+                    } else {
+                        Weights::F32(&weights)
+                    },
+                    bias: Some(&bias),
+                    add: None,
+                    residual: if fused { Residual::InPlace } else { Residual::None },
+                    output_scale: if fused { 0.5 } else { 1.0 },
+                    out: if half { Output::F16(&mut out_half) } else { Output::F32(&mut out) },
+                    sums: fused.then_some(&mut sums),
+                },
+                &mut scratch,
+            )
+            .expect("good operands");
+            times.push(start.elapsed().as_secs_f64());
+            cpu = cpu.min(cpu_seconds() - before);
+            let enough = times.len() > 2 && begin.elapsed().as_secs_f64() > seconds;
+            if times.len() == repeat || (repeat == 0 && enough) {
+                break;
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let gmac = shape.macs() as f64 / 1e9;
+        println!(
+            "{name:26} {gmac:8.3} GMAC  best {:7.1}  median {:7.1}  best by cpu time {:7.1} GMAC/s",
+            gmac / times[0],
+            gmac / times[times.len() / 2],
+            gmac / cpu
+        );
+    }
+}

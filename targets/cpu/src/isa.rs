@@ -1,0 +1,210 @@
+//! Instruction sets: their names, what this machine supports, and the choice of one.
+//!
+//! An [`Isa`] is only a name. A [`Level`] is a *token*: it exists only for an instruction set
+//! that this machine was found to support, so holding one is the proof that kernels need.
+//! Nothing here falls back in silence: a mask that names an unknown or unsupported
+//! instruction set is an [`IsaError`].
+
+use crate::simd::{Kernel, Scalar, Simd};
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
+
+/// The environment variable that masks the instruction set.
+pub const ISA_VARIABLE: &str = "LATILE_ISA";
+
+/// The name of an instruction set that latile has kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Portable Rust; the reference that the others are compared with.
+    Scalar,
+    /// x86-64 AVX2 with FMA and F16C.
+    Avx2,
+    /// x86-64 AVX-512 (F, BW, DQ, VL), with what [`Isa::Avx2`] needs.
+    Avx512,
+    /// 64-bit Arm Advanced SIMD.
+    Neon,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+
+    /// The lower-case name used in `LATILE_ISA`, kernel names and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+        }
+    }
+
+    /// The instruction set of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why an instruction set could not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// The name is none of latile's.
+    #[error(
+        "{ISA_VARIABLE}={name}: no such instruction set; use one of {supported}, or unset it to let latile choose"
+    )]
+    Unknown {
+        /// What the variable held.
+        name: String,
+        /// The names that would work on this machine.
+        supported: String,
+    },
+    /// The name is known, but this machine lacks the instructions.
+    #[error(
+        "{ISA_VARIABLE}={name}: this processor does not support it; use one of {supported}, or unset it to let latile choose"
+    )]
+    Unsupported {
+        /// The instruction set asked for.
+        name: &'static str,
+        /// The names that would work on this machine.
+        supported: String,
+    },
+}
+
+/// A supported instruction set: the proof that its kernels may run here.
+#[derive(Clone, Copy, Debug)]
+pub enum Level {
+    /// Always there.
+    Scalar(Scalar),
+    /// AVX2, FMA and F16C were found.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 F, BW, DQ and VL were found.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    /// Advanced SIMD was found.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+}
+
+impl Level {
+    /// The token of `isa`, if this machine supports it.
+    pub fn new(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(Level::Scalar(Scalar::new())),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::new().map(Level::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::new().map(Level::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Neon::new().map(Level::Neon),
+            #[allow(unreachable_patterns)]
+            _ => None,
+        }
+    }
+
+    /// Every instruction set of this machine, slowest first; never empty.
+    pub fn available() -> Vec<Self> {
+        Isa::ALL.into_iter().filter_map(Level::new).collect()
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Self {
+        Isa::ALL.into_iter().rev().find_map(Level::new).unwrap_or(Level::Scalar(Scalar::new()))
+    }
+
+    /// The instruction set named by `mask`, or the fastest where there is no mask.
+    ///
+    /// # Errors
+    /// [`IsaError`] when the mask is not a known name or the machine does not support it.
+    pub fn from_mask(mask: Option<&str>) -> Result<Self, IsaError> {
+        let Some(name) = mask else {
+            return Ok(Level::best());
+        };
+        let supported = || {
+            let names: Vec<_> = Level::available().iter().map(|l| l.isa().name()).collect();
+            names.join(", ")
+        };
+        let isa = Isa::from_name(name)
+            .ok_or_else(|| IsaError::Unknown { name: name.to_owned(), supported: supported() })?;
+        Level::new(isa)
+            .ok_or_else(|| IsaError::Unsupported { name: isa.name(), supported: supported() })
+    }
+
+    /// As [`Level::from_mask`], with the mask read from `LATILE_ISA`; an empty value is no mask.
+    ///
+    /// # Errors
+    /// [`IsaError`] when the variable holds something that cannot be used.
+    pub fn from_env() -> Result<Self, IsaError> {
+        match std::env::var_os(ISA_VARIABLE) {
+            None => Level::from_mask(None),
+            Some(value) if value.is_empty() => Level::from_mask(None),
+            Some(value) => Level::from_mask(Some(&value.to_string_lossy())),
+        }
+    }
+
+    /// The name of this instruction set.
+    pub const fn isa(self) -> Isa {
+        match self {
+            Level::Scalar(_) => Isa::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => Isa::Neon,
+        }
+    }
+
+    /// Runs `kernel` with this instruction set's features enabled.
+    #[inline]
+    pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            Level::Scalar(s) => s.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(s) => s.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(s) => s.vectorize(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(s) => s.vectorize(kernel),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_obeyed_or_refused() {
+        for level in Level::available() {
+            let chosen = Level::from_mask(Some(level.isa().name())).unwrap();
+            assert_eq!(chosen.isa(), level.isa());
+        }
+        assert_eq!(Level::from_mask(None).unwrap().isa(), Level::best().isa());
+        let unknown = Level::from_mask(Some("sse9")).unwrap_err();
+        assert!(matches!(unknown, IsaError::Unknown { .. }), "{unknown}");
+        assert!(unknown.to_string().contains("sse9"));
+        assert!(unknown.to_string().contains("scalar"));
+        let absent = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        let refused = Level::from_mask(Some(absent)).unwrap_err();
+        assert!(matches!(refused, IsaError::Unsupported { .. }), "{refused}");
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for isa in Isa::ALL {
+            assert_eq!(Isa::from_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::from_name("AVX2"), None);
+    }
+}

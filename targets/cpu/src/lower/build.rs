@@ -1,0 +1,564 @@
+//! Jobs to steps: sizes, buffers, lifetimes, weights.
+
+use super::fuse::{Chain, Job, Kind, Stage, fuse};
+use super::program::{
+    Action, Addend, AttentionStep, Bound, BufferId, Coefficients, ConvStep, Inputs, LinearStep,
+    NormStep, Place, PointwiseStep, Program, Step, Table,
+};
+use crate::isa::Level;
+use crate::registry::WeightType;
+use crate::steps::StepError;
+use crate::steps::attention::{AttentionPlan, AttentionShape};
+use crate::steps::codebook;
+use crate::steps::conv::{Activation, ConvPlan, ConvShape, Weights};
+use crate::steps::elementwise::ElementwiseShape;
+use crate::steps::norm::SumsLayout;
+use crate::steps::vector;
+use half::slice::HalfBitsSliceExt;
+use latile_runtime::backend::PrepareError;
+use latile_runtime::format::LoadedComponent;
+use latile_runtime::graph::{Graph, Lifetime, Op, ValueId, ValueKind, WeightId, plan_arena};
+use latile_runtime::tensor::{ArenaError, DType, Shape};
+
+// Weights are little-endian in the file and used where they lie.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// Lowers `component`, whose values have the given shapes, for `threads` workers.
+///
+/// # Errors
+/// [`PrepareError::Unsupported`] where a layer cannot be computed, [`PrepareError::Arena`] where the
+/// buffers exceed the address space.
+pub(crate) fn lower<'m>(
+    component: LoadedComponent<'m>,
+    shapes: &[Shape],
+    dtype: DType,
+    level: Level,
+    threads: usize,
+) -> Result<Program<'m>, PrepareError> {
+    let graph = &component.spec().graph;
+    let jobs = fuse(graph);
+    let mut last_read = vec![None; graph.values.len()];
+    let mut wants_sums = vec![false; graph.values.len()];
+    for (i, job) in jobs.iter().enumerate() {
+        for v in job.reads(graph) {
+            last_read[v.index()] = Some(i);
+        }
+        if let Kind::Conv { chain, .. } | Kind::Pointwise { chain, .. } = &job.kind
+            && matches!(chain.stage, Some(Stage::GroupNorm { .. }))
+        {
+            for v in &chain.segments {
+                wants_sums[v.index()] = true;
+            }
+        }
+    }
+    for port in &graph.outputs {
+        last_read[port.value.index()] = Some(usize::MAX);
+    }
+    let mut builder = Builder {
+        component,
+        graph,
+        shapes,
+        dtype,
+        level,
+        threads,
+        last_read,
+        wants_sums,
+        values: vec![None; graph.values.len()],
+        sums: vec![None; graph.values.len()],
+        coefficients: Vec::new(),
+        lifetimes: Vec::new(),
+        steps: Vec::new(),
+        tables: Vec::new(),
+        stored: Vec::new(),
+    };
+    // Moment 0 is when inputs arrive, moment i + 1 when step i runs, the last when outputs leave.
+    let mut inputs = Vec::new();
+    for port in &graph.inputs {
+        inputs.push(builder.store(port.value, 0));
+    }
+    for (i, job) in jobs.iter().enumerate() {
+        builder.job(i, job)?;
+    }
+    let end = builder.steps.len() + 1;
+    let outputs = graph.outputs.iter().map(|p| builder.bound(p.value, end)).collect();
+    builder.finish(inputs, outputs)
+}
+
+struct Builder<'m, 'a> {
+    component: LoadedComponent<'m>,
+    graph: &'m Graph,
+    shapes: &'a [Shape],
+    dtype: DType,
+    level: Level,
+    threads: usize,
+    /// The last job that reads each value.
+    last_read: Vec<Option<usize>>,
+    /// Values that a GroupNorm follows.
+    wants_sums: Vec<bool>,
+    /// Each stored value's buffer.
+    values: Vec<Option<BufferId>>,
+    /// Partial sums of a value, once there are some.
+    sums: Vec<Option<(BufferId, SumsLayout)>>,
+    /// Coefficients that exist, by what they are of.
+    coefficients: Vec<(Stage, Vec<ValueId>, BufferId)>,
+    lifetimes: Vec<Lifetime>,
+    steps: Vec<Step<'m>>,
+    tables: Vec<Table<'m>>,
+    stored: Vec<ValueId>,
+}
+
+/// What an output lies in, and what is added to it.
+struct Written {
+    out: BufferId,
+    sums: Option<BufferId>,
+}
+
+impl<'m> Builder<'m, '_> {
+    /// The moment at which the next step runs.
+    fn now(&self) -> usize {
+        self.steps.len() + 1
+    }
+
+    fn buffer(&mut self, bytes: usize, moment: usize) -> BufferId {
+        self.lifetimes.push(Lifetime { bytes, first: moment, last: moment });
+        BufferId(self.lifetimes.len() - 1)
+    }
+
+    /// A buffer of `n` elements of `size` bytes that the next step writes.
+    fn fresh(&mut self, n: usize, size: usize) -> BufferId {
+        // A size that overflows becomes one that the planner refuses.
+        self.buffer(n.saturating_mul(size), self.now())
+    }
+
+    /// Marks `buffer` as in use by the next step.
+    fn touch(&mut self, buffer: BufferId) -> BufferId {
+        let now = self.now();
+        let life = &mut self.lifetimes[buffer.0];
+        life.last = life.last.max(now);
+        buffer
+    }
+
+    fn element_size(&self, value: ValueId) -> usize {
+        match self.graph.kind(value) {
+            ValueKind::Map(_) => self.dtype.size(),
+            ValueKind::Vector(_) => 4,
+        }
+    }
+
+    /// Gives `value` a buffer of its own, written at `moment`.
+    fn store(&mut self, value: ValueId, moment: usize) -> Bound {
+        // Invariant: shape inference refuses shapes whose elements overflow.
+        let elements = self.shapes[value.index()].elements().unwrap_or(usize::MAX);
+        let bytes = elements.saturating_mul(self.element_size(value));
+        let buffer = self.buffer(bytes, moment);
+        self.keep(value, buffer)
+    }
+
+    fn keep(&mut self, value: ValueId, buffer: BufferId) -> Bound {
+        self.values[value.index()] = Some(buffer);
+        self.stored.push(value);
+        Bound { buffer, is_map: matches!(self.graph.kind(value), ValueKind::Map(_)) }
+    }
+
+    /// The buffer of a stored value, in use at `moment`.
+    fn bound(&mut self, value: ValueId, moment: usize) -> Bound {
+        // Invariant: `fuse` makes a job for every value that a job or an output reads, before it.
+        let buffer = self.values[value.index()].expect("a value is stored before it is read");
+        let life = &mut self.lifetimes[buffer.0];
+        life.last = life.last.max(moment);
+        Bound { buffer, is_map: matches!(self.graph.kind(value), ValueKind::Map(_)) }
+    }
+
+    fn read(&mut self, value: ValueId) -> BufferId {
+        self.bound(value, self.now()).buffer
+    }
+
+    fn shape(&self, value: ValueId) -> [usize; 3] {
+        match self.shapes[value.index()] {
+            Shape::Map { h, w, c } => [h, w, c],
+            Shape::Vector { len } => [1, 1, len],
+        }
+    }
+
+    fn push(&mut self, node: usize, macs: u64, action: Action<'m>) {
+        self.steps.push(Step { name: self.graph.nodes[node].name.clone(), macs, action });
+    }
+
+    fn unsupported(&self, node: usize, why: &impl std::fmt::Display) -> PrepareError {
+        PrepareError::Unsupported {
+            backend: "cpu".to_owned(),
+            layer: self.graph.nodes[node].name.clone(),
+            why: why.to_string(),
+        }
+    }
+
+    fn plain(&self, node: usize, id: WeightId) -> Result<&'m [f32], PrepareError> {
+        bytemuck::try_cast_slice(self.component.weight(id)).map_err(|e| self.unsupported(node, &e))
+    }
+
+    fn bias(&self, node: usize, id: Option<WeightId>) -> Result<Option<&'m [f32]>, PrepareError> {
+        id.map(|id| self.plain(node, id)).transpose()
+    }
+
+    fn packed(&self, node: usize, id: WeightId) -> Result<Weights<'m>, PrepareError> {
+        let bytes = self.component.weight(id);
+        Ok(match self.graph.weight(id).dtype {
+            DType::F32 => Weights::F32(self.plain(node, id)?),
+            DType::F16 => {
+                let bits: &[u16] =
+                    bytemuck::try_cast_slice(bytes).map_err(|e| self.unsupported(node, &e))?;
+                Weights::F16(bits.reinterpret_cast())
+            }
+        })
+    }
+
+    fn job(&mut self, index: usize, job: &Job) -> Result<(), PrepareError> {
+        match &job.kind {
+            Kind::Conv { core, chain, add, residual, scale } => {
+                self.conv(index, job.node, *core, chain, *add, *residual, *scale)
+            }
+            Kind::Pointwise { chain, residual } => {
+                self.pointwise(index, job.node, chain, *residual)
+            }
+            Kind::VectorLinear { input, silu } => self.vector_linear(job.node, *input, *silu),
+            Kind::Alone => self.alone(job.node),
+        }
+    }
+
+    /// Whether job `index` is the last to read `value`.
+    fn dies(&self, value: ValueId, index: usize) -> bool {
+        self.last_read[value.index()] == Some(index)
+    }
+
+    /// The chain's inputs, after the steps that make its coefficients.
+    fn inputs(&mut self, node: usize, chain: &Chain) -> Result<Inputs, PrepareError> {
+        let coefficients = match chain.stage {
+            None => None,
+            Some(stage) => Some(self.coefficients(node, stage, &chain.segments)?),
+        };
+        let segments = chain.segments.iter().map(|&v| (self.read(v), self.shape(v)[2])).collect();
+        Ok(Inputs {
+            segments,
+            coefficients: coefficients.map(|b| self.touch(b)),
+            activation: if chain.silu { Activation::Silu } else { Activation::None },
+        })
+    }
+
+    fn coefficients(
+        &mut self,
+        node: usize,
+        stage: Stage,
+        segments: &[ValueId],
+    ) -> Result<BufferId, PrepareError> {
+        let known = self.coefficients.iter().find(|(s, of, _)| *s == stage && of == segments);
+        if let Some(&(_, _, buffer)) = known {
+            return Ok(buffer);
+        }
+        let channels = segments.iter().map(|&v| self.shape(v)[2]).sum::<usize>();
+        let from = match stage {
+            Stage::GroupNorm { node, modulation } => {
+                let out = self.group_norm(node, modulation, segments, channels)?;
+                self.coefficients.push((stage, segments.to_vec(), out));
+                return Ok(out);
+            }
+            Stage::Modulate(v) => Coefficients::Modulate(self.read(v)),
+            Stage::AddChannel(v) => Coefficients::AddChannel(self.read(v)),
+            Stage::Affine { mul, add } => Coefficients::Affine { mul, add },
+        };
+        let out = self.fresh(2 * channels, 4);
+        self.push(node, 0, Action::Coefficients { from, out });
+        self.coefficients.push((stage, segments.to_vec(), out));
+        Ok(out)
+    }
+
+    fn group_norm(
+        &mut self,
+        node: usize,
+        modulation: Option<ValueId>,
+        values: &[ValueId],
+        channels: usize,
+    ) -> Result<BufferId, PrepareError> {
+        for &v in values {
+            if self.sums[v.index()].is_none() {
+                let [h, w, c] = self.shape(v);
+                let layout = SumsLayout::of_tensor(h * w, c);
+                let input = self.read(v);
+                let sums = self.fresh(layout.len(), 8);
+                let action = Action::Sums { input, channels: c, sums };
+                self.push(node, 0, action);
+                self.sums[v.index()] = Some((sums, layout));
+            }
+        }
+        let Op::GroupNorm { groups, eps, weight, bias } = self.graph.nodes[node].op else {
+            unreachable!("the stage names a GroupNorm");
+        };
+        // Invariant: every entry was filled above or by the value's producer.
+        let segments: Vec<_> = values.iter().filter_map(|v| self.sums[v.index()]).collect();
+        for &(sums, _) in &segments {
+            self.touch(sums);
+        }
+        let step = NormStep {
+            segments,
+            groups: groups as usize,
+            eps,
+            gamma: self.plain(node, weight)?,
+            beta: self.plain(node, bias)?,
+            modulation: modulation.map(|v| self.read(v)),
+            out: self.fresh(2 * channels, 4),
+            scratch: self.fresh(2 * channels, 8),
+        };
+        let out = step.out;
+        self.push(node, 0, Action::GroupNorm(step));
+        Ok(out)
+    }
+
+    /// The output of `node`, in `place` where that is given, with room for its sums where they are wanted.
+    fn written(&mut self, node: usize, place: Option<BufferId>, layout: SumsLayout) -> Written {
+        let value = self.graph.nodes[node].output;
+        let now = self.now();
+        let out = match place {
+            Some(buffer) => {
+                self.touch(buffer);
+                self.keep(value, buffer).buffer
+            }
+            None => self.store(value, now).buffer,
+        };
+        let sums = self.wants_sums[value.index()].then(|| {
+            let sums = self.fresh(layout.len(), 8);
+            self.sums[value.index()] = Some((sums, layout));
+            sums
+        });
+        Written { out, sums }
+    }
+
+    #[allow(clippy::too_many_arguments)] // the parts of one `Kind::Conv`
+    fn conv(
+        &mut self,
+        index: usize,
+        node: usize,
+        core: usize,
+        chain: &Chain,
+        add: Option<ValueId>,
+        residual: Option<ValueId>,
+        scale: f32,
+    ) -> Result<(), PrepareError> {
+        let inputs = self.inputs(core, chain)?;
+        let [h, w, _] = self.shape(chain.segments[0]);
+        let (weight, bias, kernel, stride, pads) = match self.graph.nodes[core].op {
+            Op::Conv2d { weight, bias, kernel, stride, pad } => (
+                weight,
+                bias,
+                kernel.map(|v| v as usize),
+                stride.map(|v| v as usize),
+                [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
+            ),
+            Op::Linear { weight, bias } => (weight, bias, [1, 1], [1, 1], [0; 4]),
+            _ => unreachable!("the core of a convolution job is one"),
+        };
+        let shape = ConvShape {
+            h,
+            w,
+            c: inputs.channels(),
+            n: self.shape(self.graph.nodes[core].output)[2],
+            kernel,
+            stride,
+            pads,
+            upsample: chain.upsample,
+        };
+        let weights = self.packed(core, weight)?;
+        let dtype = match weights {
+            Weights::F32(_) => WeightType::F32,
+            Weights::F16(_) => WeightType::F16,
+        };
+        let plan = ConvPlan::new(shape, dtype, self.level)
+            .map_err(|e: StepError| self.unsupported(core, &e))?;
+        let add = add.map(|v| self.read(v));
+        let (residual, place) = self.addend(index, residual, chain);
+        let Written { out, sums } = self.written(node, place, plan.sums());
+        let scratch = self.fresh(plan.scratch_len(self.threads), 4);
+        let step = ConvStep {
+            inputs,
+            weights,
+            bias: self.bias(core, bias)?,
+            add,
+            residual,
+            scale,
+            out,
+            sums,
+            scratch,
+            plan,
+        };
+        let macs = self.graph.node_macs(&self.graph.nodes[core], self.shapes);
+        self.push(core, macs, Action::Conv(Box::new(step)));
+        Ok(())
+    }
+
+    /// The addend, and the buffer of the output where that is the addend's.
+    fn addend(
+        &mut self,
+        index: usize,
+        residual: Option<ValueId>,
+        chain: &Chain,
+    ) -> (Addend, Option<BufferId>) {
+        let Some(value) = residual else {
+            return (Addend::None, None);
+        };
+        let buffer = self.read(value);
+        // A window reads pixels that another task may already have replaced: never over an input.
+        if self.dies(value, index) && !chain.segments.contains(&value) {
+            (Addend::InPlace, Some(buffer))
+        } else {
+            (Addend::Of(buffer), None)
+        }
+    }
+
+    fn pointwise(
+        &mut self,
+        index: usize,
+        node: usize,
+        chain: &Chain,
+        residual: Option<ValueId>,
+    ) -> Result<(), PrepareError> {
+        let inputs = self.inputs(node, chain)?;
+        let [h, w, _] = self.shape(chain.segments[0]);
+        let shape = ElementwiseShape { h, w, c: inputs.channels(), upsample: chain.upsample };
+        let in_place = match chain.segments[..] {
+            [only] => !chain.upsample && residual != Some(only) && self.dies(only, index),
+            _ => false,
+        };
+        let (residual, place) = if in_place {
+            let of = residual.map_or(Addend::None, |v| Addend::Of(self.read(v)));
+            (of, Some(inputs.segments[0].0))
+        } else {
+            self.addend(index, residual, chain)
+        };
+        let Written { out, sums } = self.written(node, place, shape.sums());
+        let step = PointwiseStep { shape, inputs, in_place, residual, out, sums };
+        self.push(node, 0, Action::Pointwise(step));
+        Ok(())
+    }
+
+    fn vector_linear(
+        &mut self,
+        node: usize,
+        input: ValueId,
+        silu: bool,
+    ) -> Result<(), PrepareError> {
+        let Op::Linear { weight, bias } = self.graph.nodes[node].op else {
+            unreachable!("a linear job is of a linear layer");
+        };
+        let activation = if silu { Activation::Silu } else { Activation::None };
+        let scratch = vector::linear_scratch_len(self.shape(input)[2], activation);
+        let now = self.now();
+        let step = LinearStep {
+            weights: self.packed(node, weight)?,
+            bias: self.bias(node, bias)?,
+            activation,
+            input: self.read(input),
+            out: self.store(self.graph.nodes[node].output, now).buffer,
+            scratch: self.fresh(scratch, 4),
+        };
+        let macs = self.graph.node_macs(&self.graph.nodes[node], self.shapes);
+        self.push(node, macs, Action::VectorLinear(step));
+        Ok(())
+    }
+
+    fn alone(&mut self, node: usize) -> Result<(), PrepareError> {
+        let n = &self.graph.nodes[node];
+        let now = self.now();
+        let mut macs = 0;
+        let first = self.read(n.inputs[0]);
+        let action = match n.op {
+            Op::AvgPool2x => Action::Pool {
+                shape: self.shape(n.inputs[0]),
+                input: first,
+                out: self.store(n.output, now).buffer,
+            },
+            Op::Attention { scale, heads } => {
+                let [h, w, channels] = self.shape(n.inputs[0]);
+                let [kh, kw, _] = self.shape(n.inputs[1]);
+                let shape = AttentionShape {
+                    queries: h * w,
+                    keys: kh * kw,
+                    channels,
+                    heads: heads as usize,
+                };
+                let plan = AttentionPlan::new(shape, scale, self.level, self.threads)
+                    .map_err(|e| self.unsupported(node, &e))?;
+                macs = self.graph.node_macs(n, self.shapes);
+                let inputs = [first, self.read(n.inputs[1]), self.read(n.inputs[2])];
+                Action::Attention(AttentionStep {
+                    channels,
+                    inputs,
+                    out: self.store(n.output, now).buffer,
+                    scratch: self.fresh(plan.scratch_len(), 4),
+                    plan,
+                })
+            }
+            Op::Codebook { table } => {
+                let channels = self.shape(n.inputs[0])[2];
+                let table = self.plain(node, table)?;
+                let packed = self.codebook(table, channels);
+                Action::Codebook {
+                    table,
+                    packed,
+                    channels,
+                    input: first,
+                    out: self.store(n.output, now).buffer,
+                }
+            }
+            Op::Silu => Action::VectorSilu { input: first, out: self.store(n.output, now).buffer },
+            Op::Affine { mul, add } => Action::VectorAffine {
+                input: first,
+                mul,
+                add,
+                out: self.store(n.output, now).buffer,
+            },
+            _ => unreachable!("`fuse` gives {} a job of another kind", n.op.name()),
+        };
+        self.push(node, macs, action);
+        Ok(())
+    }
+
+    /// The packed form of a codebook, kept from before the first run; one for equal tables.
+    fn codebook(&mut self, table: &'m [f32], channels: usize) -> BufferId {
+        let same = |t: &&Table<'_>| std::ptr::eq(t.table, table) && t.channels == channels;
+        if let Some(known) = self.tables.iter().find(same) {
+            return known.packed;
+        }
+        let packed = self.fresh(codebook::packed_len(table.len() / channels, channels), 4);
+        self.tables.push(Table { table, channels, packed });
+        packed
+    }
+
+    fn finish(
+        mut self,
+        inputs: Vec<Bound>,
+        outputs: Vec<Bound>,
+    ) -> Result<Program<'m>, PrepareError> {
+        let end = self.steps.len() + 1;
+        for table in &self.tables {
+            let life = &mut self.lifetimes[table.packed.0];
+            (life.first, life.last) = (0, end);
+        }
+        let plan =
+            plan_arena(&self.lifetimes).ok_or(ArenaError::OutOfMemory { bytes: usize::MAX })?;
+        let places = self
+            .lifetimes
+            .iter()
+            .zip(&plan.offsets)
+            .map(|(life, &offset)| Place { offset, bytes: life.bytes })
+            .collect();
+        Ok(Program {
+            steps: self.steps,
+            places,
+            arena_bytes: plan.bytes,
+            inputs,
+            outputs,
+            tables: self.tables,
+            dtype: self.dtype,
+            level: self.level,
+            stored: self.stored,
+        })
+    }
+}

@@ -1,0 +1,308 @@
+//! Runs lowered steps on an arena.
+//!
+//! `unsafe` is here because the arena is one block and a step reads some of its buffers while it writes
+//! others: [`Views`] cuts it into slices that the plan keeps apart.
+
+use super::program::{
+    Action, Addend, Bound, BufferId, Coefficients, ConvStep, Inputs, NormStep, PointwiseStep,
+    Program, Step,
+};
+use crate::pool::Pool;
+use crate::steps::attention::{AttentionArgs, Columns, attention};
+use crate::steps::codebook::{self, CodebookArgs, codebook};
+use crate::steps::conv::{ConvArgs, MAX_SEGMENTS, Residual, Segment, conv2d};
+use crate::steps::elementwise::{ElementwiseArgs, Input, elementwise};
+use crate::steps::norm::{ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs};
+use crate::steps::pool2x::pool2x;
+use crate::steps::vector::{self, LinearArgs};
+use crate::steps::{Output, Source, StepError, ports};
+use half::f16;
+use latile_runtime::tensor::{Arena, DType};
+use std::marker::PhantomData;
+
+/// Cuts an exclusively borrowed arena into the buffers of a program.
+///
+/// Every slice must be of a buffer that is alive in the step at hand, and a buffer is handed out mutably
+/// at most once a step and then not shared. The plan gives buffers that live at the same step disjoint
+/// bytes, so such slices never overlap.
+struct Views<'a> {
+    base: *mut u8,
+    bytes: usize,
+    program: &'a Program<'a>,
+    arena: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Views<'a> {
+    fn new(program: &'a Program<'a>, arena: &'a mut Arena) -> Self {
+        let block = arena.as_mut_slice();
+        assert!(block.len() >= program.arena_bytes, "the arena is as large as the plan");
+        Self { base: block.as_mut_ptr(), bytes: block.len(), program, arena: PhantomData }
+    }
+
+    /// Address and elements of a buffer of `T`s.
+    fn part<T>(&self, id: BufferId) -> (*mut T, usize) {
+        let place = self.program.places[id.0];
+        assert!(place.offset + place.bytes <= self.bytes);
+        // SAFETY: the offset lies within the block or one past it, as just checked.
+        let start = unsafe { self.base.add(place.offset) };
+        debug_assert!((start as usize).is_multiple_of(align_of::<T>()));
+        (start.cast(), place.bytes / size_of::<T>())
+    }
+
+    fn read<T: Number>(&self, id: BufferId) -> &'a [T] {
+        let (start, len) = self.part(id);
+        // SAFETY: in bounds and aligned (offsets are multiples of 64), initialised (the arena is born
+        // zeroed) and valid for any bytes; not written in this step: see `Views`.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    fn write<T: Number>(&self, id: BufferId) -> &'a mut [T] {
+        let (start, len) = self.part(id);
+        // SAFETY: as in `read`, and handed out once: see `Views`.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+
+    fn source(&self, id: BufferId) -> Source<'a> {
+        match self.program.dtype {
+            DType::F32 => Source::F32(self.read(id)),
+            DType::F16 => Source::F16(self.read(id)),
+        }
+    }
+
+    fn output(&self, id: BufferId) -> Output<'a> {
+        match self.program.dtype {
+            DType::F32 => Output::F32(self.write(id)),
+            DType::F16 => Output::F16(self.write(id)),
+        }
+    }
+
+    fn sums(&self, id: Option<BufferId>) -> Option<&'a mut [f64]> {
+        id.map(|id| self.write(id))
+    }
+
+    fn residual(&self, addend: Addend) -> Residual<'a> {
+        match addend {
+            Addend::None => Residual::None,
+            Addend::InPlace => Residual::InPlace,
+            Addend::Of(id) => Residual::Of(self.source(id)),
+        }
+    }
+
+    /// Scale and shift of every channel.
+    fn norm(&self, inputs: &Inputs) -> Option<(&'a [f32], &'a [f32])> {
+        let all: &[f32] = self.read(inputs.coefficients?);
+        Some(all.split_at(inputs.channels()))
+    }
+
+    /// Calls `then` with the segments, which live on the stack.
+    fn segments<R>(&self, inputs: &Inputs, then: impl FnOnce(&[Segment<'_>]) -> R) -> R {
+        let empty = Segment { data: Source::F32(&[]), channels: 0, norm: None };
+        let mut all = [empty; MAX_SEGMENTS];
+        let mut first = 0;
+        for (slot, &(id, channels)) in all.iter_mut().zip(&inputs.segments) {
+            let own = first..first + channels;
+            first += channels;
+            *slot = Segment {
+                data: self.source(id),
+                channels,
+                norm: self.norm(inputs).map(|(scale, shift)| (&scale[own.clone()], &shift[own])),
+            };
+        }
+        then(&all[..inputs.segments.len().min(MAX_SEGMENTS)])
+    }
+}
+
+/// Types for which any bytes are a value.
+trait Number: Copy {}
+impl Number for f32 {}
+impl Number for f64 {}
+impl Number for f16 {}
+
+impl<'m> Program<'m> {
+    /// Arranges the codebooks; once, before the first run.
+    ///
+    /// # Errors
+    /// [`StepError`] where a table has no rows, which a checked graph excludes.
+    pub(crate) fn fill_tables(&self, arena: &mut Arena) -> Result<(), StepError> {
+        let views = Views::new(self, arena);
+        self.tables
+            .iter()
+            .try_for_each(|t| codebook::pack(t.table, t.channels, views.write(t.packed)))
+    }
+
+    /// Takes a port's tensor in.
+    pub(crate) fn take_in(
+        &self,
+        port: Bound,
+        tensor: &[f32],
+        arena: &mut Arena,
+        pool: &Pool,
+    ) -> Result<(), StepError> {
+        let views = Views::new(self, arena);
+        if port.is_map {
+            return ports::store(self.level, pool, tensor, views.output(port.buffer));
+        }
+        ports::store(self.level, pool, tensor, Output::F32(views.write(port.buffer)))
+    }
+
+    /// Hands a port's tensor out; false where it holds NaN or infinity.
+    pub(crate) fn hand_out(
+        &self,
+        port: Bound,
+        tensor: &mut [f32],
+        arena: &mut Arena,
+        pool: &Pool,
+    ) -> Result<bool, StepError> {
+        let views = Views::new(self, arena);
+        let source = if port.is_map {
+            views.source(port.buffer)
+        } else {
+            Source::F32(views.read(port.buffer))
+        };
+        ports::load(self.level, pool, source, tensor)
+    }
+
+    /// Runs one step. Allocates nothing.
+    pub(crate) fn run_step(
+        &self,
+        step: &Step<'m>,
+        arena: &mut Arena,
+        pool: &Pool,
+    ) -> Result<(), StepError> {
+        let v = &Views::new(self, arena);
+        match &step.action {
+            Action::Conv(step) => conv(v, step, pool),
+            Action::Pointwise(step) => pointwise(v, step, pool),
+            Action::Sums { input, channels, sums } => {
+                channel_sums(self.level, pool, v.source(*input), *channels, v.write(*sums))
+            }
+            Action::GroupNorm(step) => group_norm(v, step),
+            Action::Coefficients { from, out } => {
+                coefficients(v, *from, v.write(*out));
+                Ok(())
+            }
+            Action::Attention(step) => {
+                let columns = |id| Columns::whole(v.source(id), step.channels);
+                let args = AttentionArgs {
+                    q: columns(step.inputs[0]),
+                    k: columns(step.inputs[1]),
+                    v: columns(step.inputs[2]),
+                    out: v.output(step.out),
+                };
+                attention(&step.plan, pool, args, v.write(step.scratch))
+            }
+            Action::Pool { shape, input, out } => {
+                pool2x(self.level, pool, *shape, v.source(*input), v.output(*out))
+            }
+            Action::Codebook { table, packed, channels, input, out } => codebook(
+                self.level,
+                pool,
+                CodebookArgs {
+                    table,
+                    packed: v.read(*packed),
+                    channels: *channels,
+                    x: v.source(*input),
+                    out: v.output(*out),
+                    indices: None,
+                },
+            ),
+            Action::VectorLinear(step) => vector::linear(
+                self.level,
+                pool,
+                LinearArgs {
+                    weights: step.weights,
+                    bias: step.bias,
+                    activation: step.activation,
+                    x: v.read(step.input),
+                    out: v.write(step.out),
+                },
+                v.write(step.scratch),
+            ),
+            Action::VectorSilu { input, out } => {
+                vector::silu(self.level, v.read(*input), v.write(*out))
+            }
+            Action::VectorAffine { input, mul, add, out } => {
+                vector::affine(self.level, v.read(*input), *mul, *add, v.write(*out))
+            }
+        }
+    }
+}
+
+fn conv(v: &Views<'_>, step: &ConvStep<'_>, pool: &Pool) -> Result<(), StepError> {
+    v.segments(&step.inputs, |segments| {
+        let args = ConvArgs {
+            segments,
+            activation: step.inputs.activation,
+            weights: step.weights,
+            bias: step.bias,
+            add: step.add.map(|id| v.read(id)),
+            residual: v.residual(step.residual),
+            output_scale: step.scale,
+            out: v.output(step.out),
+            sums: v.sums(step.sums),
+        };
+        conv2d(&step.plan, pool, args, v.write(step.scratch))
+    })
+}
+
+fn pointwise(v: &Views<'_>, step: &PointwiseStep, pool: &Pool) -> Result<(), StepError> {
+    let level = v.program.level;
+    let run = |input: Input<'_>| {
+        let args = ElementwiseArgs {
+            input,
+            activation: step.inputs.activation,
+            residual: v.residual(step.residual),
+            out: v.output(step.out),
+            sums: v.sums(step.sums),
+        };
+        elementwise(level, pool, &step.shape, args)
+    };
+    if step.in_place {
+        return run(Input::InPlace { norm: v.norm(&step.inputs) });
+    }
+    v.segments(&step.inputs, |segments| run(Input::Segments(segments)))
+}
+
+fn group_norm(v: &Views<'_>, step: &NormStep<'_>) -> Result<(), StepError> {
+    let empty = ChannelSums { layout: SumsLayout::of_tensor(0, 0), sums: &[] };
+    let mut segments = [empty; MAX_SEGMENTS];
+    for (slot, &(id, layout)) in segments.iter_mut().zip(&step.segments) {
+        *slot = ChannelSums { layout, sums: v.read(id) };
+    }
+    let args = GroupNormArgs {
+        segments: &segments[..step.segments.len().min(MAX_SEGMENTS)],
+        groups: step.groups,
+        eps: f64::from(step.eps),
+        gamma: step.gamma,
+        beta: step.beta,
+        modulation: step.modulation.map(|id| {
+            let all: &[f32] = v.read(id);
+            all.split_at(all.len() / 2)
+        }),
+    };
+    let out: &mut [f32] = v.write(step.out);
+    let (scale, shift) = out.split_at_mut(out.len() / 2);
+    group_norm_coeffs(&args, scale, shift, v.write(step.scratch))
+}
+
+fn coefficients(v: &Views<'_>, from: Coefficients, out: &mut [f32]) {
+    let (scale, shift) = out.split_at_mut(out.len() / 2);
+    match from {
+        Coefficients::Modulate(id) => {
+            let all: &[f32] = v.read(id);
+            let (by, to) = all.split_at(all.len() / 2);
+            for (scale, by) in scale.iter_mut().zip(by) {
+                *scale = 1.0 + by;
+            }
+            shift.copy_from_slice(to);
+        }
+        Coefficients::AddChannel(id) => {
+            scale.fill(1.0);
+            shift.copy_from_slice(v.read(id));
+        }
+        Coefficients::Affine { mul, add } => {
+            scale.fill(mul);
+            shift.fill(add);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The CPU's [`Backend`] and [`Session`].
+//!
+//! `prepare` checks the component's weights, lowers its graph, plans and reserves the arena; `run` only
+//! computes: it allocates nothing and starts no thread. Weights are used where the model is mapped.
+//! Lowering and kernels live elsewhere in this crate.
+
+use crate::isa::{Isa, IsaError, Level};
+use crate::lower::{Program, lower};
+use crate::pool::{Pool, PoolError};
+use crate::steps::StepError;
+use latile_runtime::backend::{
+    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+};
+use latile_runtime::format::{Model, Role};
+use latile_runtime::graph::{Graph, Port, ShapeError, ValueId, ValueKind};
+use latile_runtime::tensor::{Arena, Shape};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The backend's name.
+const NAME: &str = "cpu";
+
+/// Why the CPU backend could not be set up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CpuError {
+    /// `LATILE_ISA` names what this machine cannot do.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The threads could not be had.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+/// The CPU as a backend: one instruction set and one pool of threads, shared by its sessions.
+#[derive(Clone, Debug)]
+pub struct CpuBackend {
+    level: Level,
+    pool: Arc<Pool>,
+}
+
+impl CpuBackend {
+    /// A backend with `threads` threads, the caller's included, and the given instruction set.
+    ///
+    /// # Errors
+    /// [`CpuError::Pool`] where that number of threads cannot be had.
+    pub fn new(threads: usize, level: Level) -> Result<Self, CpuError> {
+        let pool = Arc::new(Pool::new(threads)?);
+        // Every thread takes part, so all are up (and done with what starting allocates) before any run.
+        pool.run(threads, &|_, _| {})?;
+        log::info!("backend {NAME}: {}, {threads} threads", level.isa());
+        Ok(Self { level, pool })
+    }
+
+    /// As [`CpuBackend::new`], with the instruction set that `LATILE_ISA` names, else the fastest.
+    ///
+    /// # Errors
+    /// [`CpuError`].
+    pub fn from_env(threads: usize) -> Result<Self, CpuError> {
+        Self::new(threads, Level::from_env()?)
+    }
+
+    /// Threads that this machine offers the process, 1 where that is not known.
+    #[must_use]
+    pub fn available_threads() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
+    /// The instruction set.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.level.isa()
+    }
+
+    /// As [`Backend::prepare`], by its own type, which also times layers.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; nothing is left behind.
+    pub fn session<'m>(
+        &self,
+        model: &'m Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<CpuSession<'m>, PrepareError> {
+        let component = model.load(role)?;
+        let graph = &component.spec().graph;
+        let maps = graph
+            .inputs
+            .iter()
+            .filter(|p| matches!(graph.kind(p.value), ValueKind::Map(_)))
+            .count();
+        let shapes = graph.infer(&vec![(height, width); maps])?;
+        let threads = self.pool.threads();
+        let dtype = model.manifest().precision.dtype();
+        let program = lower(component, &shapes, dtype, self.level, threads)?;
+        let mut arena = Arena::new(program.arena_bytes)?;
+        program.fill_tables(&mut arena).map_err(|e| PrepareError::Unsupported {
+            backend: NAME.to_owned(),
+            layer: "codebook".to_owned(),
+            why: e.to_string(),
+        })?;
+        let weight_bytes = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
+        let stats = SessionStats {
+            backend: NAME.to_owned(),
+            isa: self.level.isa().name().to_owned(),
+            threads,
+            arena_bytes: arena.bytes(),
+            weight_bytes,
+            macs: graph.macs(&shapes),
+        };
+        log::info!(
+            "{role} at {height}x{width}: {} steps, arena {} bytes, {NAME} {}, {threads} threads",
+            program.steps.len(),
+            stats.arena_bytes,
+            stats.isa,
+        );
+        Ok(CpuSession {
+            inputs: ports(graph, &graph.inputs, &shapes)?,
+            outputs: ports(graph, &graph.outputs, &shapes)?,
+            program,
+            arena,
+            pool: Arc::clone(&self.pool),
+            stats,
+            seconds: None,
+            broken: None,
+        })
+    }
+}
+
+/// A port's description; its elements are known to be countable.
+fn ports(graph: &Graph, ports: &[Port], shapes: &[Shape]) -> Result<Vec<PortSpec>, PrepareError> {
+    ports
+        .iter()
+        .map(|port| {
+            let shape = shapes[port.value.index()];
+            if shape.elements().is_none() {
+                let node = port.name.clone();
+                return Err(ShapeError::TooLarge { node }.into());
+            }
+            debug_assert_eq!(shape.channels(), graph.kind(port.value).channels() as usize);
+            Ok(PortSpec { name: port.name.clone(), shape })
+        })
+        .collect()
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> DeviceInfo {
+        let names = |levels: &[Level]| {
+            let names: Vec<_> = levels.iter().map(|l| l.isa().name()).collect();
+            names.join(", ")
+        };
+        DeviceInfo {
+            backend: NAME.to_owned(),
+            device: format!("{} ({})", std::env::consts::ARCH, self.level.isa()),
+            usable: Ok(()),
+            details: vec![
+                format!("instruction sets: {}", names(&Level::available())),
+                format!("threads: {} of {}", self.pool.threads(), Self::available_threads()),
+            ],
+        }
+    }
+
+    fn prepare<'m>(
+        &self,
+        model: &'m Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
+        Ok(Box::new(self.session(model, role, height, width)?))
+    }
+}
+
+/// A component prepared for the CPU at one size.
+#[derive(Debug)]
+pub struct CpuSession<'m> {
+    inputs: Vec<PortSpec>,
+    outputs: Vec<PortSpec>,
+    program: Program<'m>,
+    arena: Arena,
+    pool: Arc<Pool>,
+    stats: SessionStats,
+    /// Time of each step in the last run, where asked for.
+    seconds: Option<Vec<Duration>>,
+    /// The layer at which a run failed: the arena's contents are not whole.
+    broken: Option<String>,
+}
+
+/// What one step of the last run took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerTime {
+    /// The layer's name.
+    pub name: String,
+    /// What the step does.
+    pub kind: &'static str,
+    /// Seconds.
+    pub seconds: f64,
+    /// Multiply-accumulates.
+    pub macs: u64,
+}
+
+impl CpuSession<'_> {
+    /// Times each step of the runs to come, or stops doing so.
+    pub fn time_layers(&mut self, on: bool) {
+        self.seconds = on.then(|| vec![Duration::ZERO; self.program.steps.len()]);
+    }
+
+    /// The steps of the last run, in order; empty where they were not timed.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerTime> {
+        self.seconds
+            .iter()
+            .flatten()
+            .zip(&self.program.steps)
+            .map(|(time, step)| LayerTime {
+                name: step.name.clone(),
+                kind: step.kind(),
+                seconds: time.as_secs_f64(),
+                macs: step.macs,
+            })
+            .collect()
+    }
+
+    /// The graph's values that are stored between steps, in the model's precision; all others exist only
+    /// in registers and bands. A reference that rounds where this session does needs them.
+    #[must_use]
+    pub fn stored_values(&self) -> &[ValueId] {
+        &self.program.stored
+    }
+
+    fn compute(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
+        let program = &self.program;
+        for ((tensor, port), spec) in inputs.iter().zip(&program.inputs).zip(&self.inputs) {
+            program
+                .take_in(*port, tensor, &mut self.arena, &self.pool)
+                .map_err(|e| bug(&spec.name, &e))?;
+        }
+        for (i, step) in program.steps.iter().enumerate() {
+            let start = self.seconds.is_some().then(Instant::now);
+            program.run_step(step, &mut self.arena, &self.pool).map_err(|e| bug(&step.name, &e))?;
+            if let (Some(start), Some(seconds)) = (start, &mut self.seconds) {
+                seconds[i] = start.elapsed();
+            }
+        }
+        for ((tensor, port), spec) in outputs.iter_mut().zip(&program.outputs).zip(&self.outputs) {
+            let finite = program
+                .hand_out(*port, tensor, &mut self.arena, &self.pool)
+                .map_err(|e| bug(&spec.name, &e))?;
+            if !finite {
+                return Err(RunError::NonFinite { port: spec.name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A step that failed: the graph was checked, so this is a bug here and not in the model.
+fn bug(layer: &str, error: &StepError) -> RunError {
+    log::error!("{layer}: {error}");
+    RunError::Worker { layer: layer.to_owned() }
+}
+
+/// Compares the caller's buffers, by their lengths, with the ports.
+fn check_ports(
+    direction: &'static str,
+    ports: &[PortSpec],
+    found: usize,
+    lengths: impl Iterator<Item = usize>,
+) -> Result<(), RunError> {
+    if found != ports.len() {
+        return Err(RunError::WrongPorts { direction, expected: ports.len(), found });
+    }
+    for (port, found) in ports.iter().zip(lengths) {
+        // Invariant: `prepare` refused shapes whose elements cannot be counted.
+        let expected = port.shape.elements().unwrap_or(usize::MAX);
+        if found != expected {
+            return Err(RunError::WrongSize { port: port.name.clone(), expected, found });
+        }
+    }
+    Ok(())
+}
+
+impl Session for CpuSession<'_> {
+    fn inputs(&self) -> &[PortSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[PortSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
+        if let Some(layer) = &self.broken {
+            let layer = layer.clone();
+            return Err(RunError::Worker { layer });
+        }
+        let given = inputs.iter().map(|t| t.len());
+        check_ports("inputs", &self.inputs, inputs.len(), given)?;
+        let wanted = outputs.iter().map(|t| t.len());
+        check_ports("outputs", &self.outputs, outputs.len(), wanted)?;
+        let result = self.compute(inputs, outputs);
+        if let Err(RunError::Worker { layer }) = &result {
+            self.broken = Some(layer.clone());
+        }
+        result
+    }
+
+    fn stats(&self) -> SessionStats {
+        self.stats.clone()
+    }
+}

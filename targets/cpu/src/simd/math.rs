@@ -1,0 +1,64 @@
+//! Elementwise functions over [`Simd`]: the same bits on every instruction set.
+
+use super::Simd;
+
+/// log2(e).
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// The upper part of ln 2: its low bits are zero, so a product with a small integer is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+/// ln 2 less [`LN2_HIGH`].
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// 1.5 · 2²³: adding it to a small number leaves that number, rounded to nearest even, in the
+/// low bits of the sum.
+const ROUND: f32 = 12_582_912.0;
+
+/// e^x, within 1 unit in the last place (0.9 measured).
+///
+/// `-inf` and everything below about -104 give 0, everything above 88.7228 `+inf`; results
+/// below 2⁻¹²⁶ are rounded to subnormals; NaN stays NaN. x = n ln 2 + r with |r| ≤ ln 2 / 2,
+/// e^r by a polynomial of degree 7 (its Taylor coefficients, evaluated with fused
+/// multiply-adds), and the scaling by 2ⁿ in two exact steps but for the last rounding.
+#[inline(always)]
+pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    // The constant comes first: max and min return the second operand for a NaN.
+    let x = s.max(s.splat(-105.0), x);
+    let x = s.min(s.splat(89.0), x);
+    let shifted = s.mul_add(x, s.splat(LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
+    let r = s.neg_mul_add(n, s.splat(LN2_HIGH), x);
+    let r = s.neg_mul_add(n, s.splat(LN2_LOW), r);
+    let mut p = s.splat(1.0 / 5040.0);
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = s.mul_add(p, r, s.splat(c));
+    }
+    let n = s.sub_i(s.to_bits(shifted), s.splat_i(ROUND.to_bits().cast_signed()));
+    let half = s.shr_i::<1>(n);
+    let rest = s.sub_i(n, half);
+    let p = s.mul(p, power_of_two(s, half));
+    s.mul(p, power_of_two(s, rest))
+}
+
+/// 2ⁿ for -126 ≤ n ≤ 127.
+#[inline(always)]
+fn power_of_two<S: Simd>(s: S, n: S::I) -> S::F {
+    s.from_bits(s.shl_i::<23>(s.add_i(n, s.splat_i(127))))
+}
+
+/// SiLU, x · σ(x), as x / (1 + e⁻ˣ) (Elfwing et al. 2017), within 2.5 units in the last place.
+///
+/// `+inf` gives `+inf`; `-inf` and everything below about -88.7 give -0, where the true value
+/// is above -2.7e-37; NaN stays NaN.
+#[inline(always)]
+pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    // Keeps -inf / inf, a NaN, out; a NaN passes.
+    let x = s.max(s.splat(f32::MIN), x);
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+/// σ(x) = 1 / (1 + e⁻ˣ).
+#[inline(always)]
+pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    s.div(s.splat(1.0), s.add(s.splat(1.0), e))
+}

@@ -1,0 +1,312 @@
+//! Every operation on every instruction set against plain Rust, bit for bit.
+
+use half::f16;
+
+use super::{Kernel, LANES, Simd, math};
+use crate::isa::Level;
+
+/// Equal bits, or both NaN.
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+fn values(seed: u32) -> [f32; LANES] {
+    const SPECIAL: [f32; 12] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        1e-45,
+        2.5,
+        -3.5,
+    ];
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    std::array::from_fn(|_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        if state % 3 == 0 {
+            SPECIAL[(state >> 8) as usize % SPECIAL.len()]
+        } else {
+            f32::from_bits((state & 0x8fff_ffff) | 0x3800_0000)
+        }
+    })
+}
+
+struct Ops {
+    a: [f32; LANES],
+    b: [f32; LANES],
+    c: [f32; LANES],
+}
+
+/// Names and results of each operation.
+type Results = Vec<(&'static str, [f32; LANES])>;
+
+impl Kernel for Ops {
+    type Out = Results;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Results {
+        let mut out = Vec::new();
+        let a = s.load_slice(&self.a);
+        let b = s.load_slice(&self.b);
+        let c = s.load_slice(&self.c);
+        let mut put = |name, v: S::F| {
+            let mut x = [0.0; LANES];
+            s.store_slice(v, &mut x);
+            out.push((name, x));
+        };
+        put("add", s.add(a, b));
+        put("sub", s.sub(a, b));
+        put("mul", s.mul(a, b));
+        put("div", s.div(a, b));
+        put("mul_add", s.mul_add(a, b, c));
+        put("neg_mul_add", s.neg_mul_add(a, b, c));
+        put("max", s.max(a, b));
+        put("min", s.min(a, b));
+        put("select_gt", s.select_gt(a, b, b, c));
+        put("floor", s.floor(a));
+        put("round_even", s.round_even(a));
+        put("sqrt", s.sqrt(a));
+        put("splat", s.splat(self.a[3]));
+        put("exp", math::exp(s, a));
+        put("silu", math::silu(s, a));
+        put("sigmoid", math::sigmoid(s, a));
+        let i = s.to_bits(a);
+        let j = s.to_bits(b);
+        put("add_i", s.from_bits(s.add_i(i, s.splat_i(77))));
+        put("sub_i", s.from_bits(s.sub_i(i, j)));
+        put("shl_i", s.from_bits(s.shl_i::<3>(i)));
+        put("shr_i", s.from_bits(s.shr_i::<3>(i)));
+        put("sum", s.splat(s.sum(a)));
+        put("max_lane", s.splat(s.max_lane(a)));
+        let d = s.add_square_d(s.add_d(s.zero_d(), a), b);
+        let mut w = [0.0_f64; LANES];
+        // SAFETY: w holds 16 elements.
+        let d = unsafe {
+            s.store_d(d, w.as_mut_ptr());
+            s.load_d(w.as_ptr())
+        };
+        put("d low", s.load_slice(&w.map(|x| x as f32)));
+        put("sum_d", s.splat(s.sum_d(d) as f32));
+        out
+    }
+}
+
+/// What plain Rust gives for the operations that it has.
+fn expected(o: &Ops, name: &str) -> Option<[f32; LANES]> {
+    let f = |g: &dyn Fn(usize) -> f32| Some(std::array::from_fn(g));
+    let (a, b, c) = (&o.a, &o.b, &o.c);
+    match name {
+        "add" => f(&|i| a[i] + b[i]),
+        "sub" => f(&|i| a[i] - b[i]),
+        "mul" => f(&|i| a[i] * b[i]),
+        "div" => f(&|i| a[i] / b[i]),
+        "mul_add" => f(&|i| a[i].mul_add(b[i], c[i])),
+        "neg_mul_add" => f(&|i| (-a[i]).mul_add(b[i], c[i])),
+        "max" => f(&|i| if a[i] > b[i] { a[i] } else { b[i] }),
+        "min" => f(&|i| if a[i] < b[i] { a[i] } else { b[i] }),
+        "select_gt" => f(&|i| if a[i] > b[i] { b[i] } else { c[i] }),
+        "floor" => f(&|i| a[i].floor()),
+        "round_even" => f(&|i| a[i].round_ties_even()),
+        "sqrt" => f(&|i| a[i].sqrt()),
+        "splat" => f(&|_| a[3]),
+        "d low" => f(&|i| (f64::from(a[i]) + f64::from(b[i]) * f64::from(b[i])) as f32),
+        _ => None,
+    }
+}
+
+#[test]
+fn operations_agree_on_every_instruction_set() {
+    for seed in 0..400 {
+        let make = || Ops { a: values(3 * seed), b: values(3 * seed + 1), c: values(3 * seed + 2) };
+        let reference = Level::Scalar(super::Scalar::new()).dispatch(make());
+        for (name, got) in &reference {
+            if let Some(want) = expected(&make(), name) {
+                for i in 0..LANES {
+                    assert!(
+                        same(got[i], want[i]),
+                        "scalar {name} lane {i}: {} is not {}",
+                        got[i],
+                        want[i]
+                    );
+                }
+            }
+        }
+        for level in Level::available() {
+            for ((name, got), (_, want)) in level.dispatch(make()).iter().zip(&reference) {
+                for i in 0..LANES {
+                    assert!(
+                        same(got[i], want[i]),
+                        "{} {name} lane {i}: {:?} is not {:?}",
+                        level.isa(),
+                        got[i],
+                        want[i]
+                    );
+                }
+            }
+        }
+    }
+}
+
+struct Halves<'a> {
+    x: &'a [f32],
+    n: usize,
+}
+
+impl Kernel for Halves<'_> {
+    type Out = (Vec<u16>, Vec<f32>, Vec<f32>);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut halves = vec![f16::from_bits(0x1234); LANES + 1];
+        let mut floats = vec![7.0; LANES + 1];
+        let mut whole = vec![9.0; LANES + 1];
+        let v = s.load_slice(&self.x[..self.n]);
+        s.store_slice(v, &mut whole);
+        s.store_f16_slice(v, &mut halves[..self.n]);
+        let back = s.load_f16_slice(&halves[..self.n]);
+        s.store_slice(back, &mut floats[..self.n]);
+        let bits = halves.iter().map(|h| h.to_bits()).collect();
+        (bits, floats, whole)
+    }
+}
+
+#[test]
+fn partial_and_half_precision_memory() {
+    for seed in 0..60 {
+        let x: Vec<f32> = values(seed)
+            .iter()
+            .enumerate()
+            .map(|(i, v)| {
+                if seed % 2 == 0 && v.is_finite() {
+                    // Halfway cases, subnormal halves and the edge of the range.
+                    [2049.0, 2051.0, 65504.0, 65519.9, 65520.0, 6e-8, 3e-8, 1e-5][i % 8]
+                        * v.signum()
+                } else {
+                    *v
+                }
+            })
+            .collect();
+        for n in 0..=LANES {
+            for level in Level::available() {
+                let (bits, floats, whole) = level.dispatch(Halves { x: &x, n });
+                for i in 0..LANES {
+                    let want = f16::from_f32_const(x[i]);
+                    if i < n {
+                        let got = f16::from_bits(bits[i]);
+                        assert!(
+                            got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+                            "{} {:?}: {bits:?}",
+                            level.isa(),
+                            x[i]
+                        );
+                        assert!(same(floats[i], want.to_f32()));
+                        assert!(same(whole[i], x[i]));
+                    } else {
+                        assert_eq!(bits[i], 0x1234, "{} wrote past {n}", level.isa());
+                        assert_eq!(floats[i], 7.0, "{} wrote past {n}", level.isa());
+                        assert_eq!(whole[i], 0.0, "{} lane {i} of {n}", level.isa());
+                    }
+                }
+                assert_eq!(bits[LANES], 0x1234);
+                assert_eq!(whole[LANES], 9.0);
+            }
+        }
+    }
+}
+
+struct Exp([f32; LANES]);
+
+impl Kernel for Exp {
+    type Out = ([f32; LANES], [f32; LANES]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut e = [0.0; LANES];
+        let mut silu = [0.0; LANES];
+        let x = s.load_slice(&self.0);
+        s.store_slice(math::exp(s, x), &mut e);
+        s.store_slice(math::silu(s, x), &mut silu);
+        (e, silu)
+    }
+}
+
+/// The error in units in the last place of the exact result.
+fn ulps(got: f32, want: f64) -> f64 {
+    let near = (want as f32).abs().max(f32::MIN_POSITIVE);
+    let unit = f64::from(f32::from_bits(near.to_bits() + 1)) - f64::from(near);
+    (f64::from(got) - want).abs() / unit
+}
+
+#[test]
+fn exp_and_silu_keep_their_declared_error() {
+    let level = Level::best();
+    let (mut worst_exp, mut worst_silu) = (0.0_f64, 0.0_f64);
+    let mut x = -104.0_f32;
+    // About two million points, denser near zero as floats are.
+    let mut i = 0_u32;
+    while x < 88.7 {
+        let mut xs = [0.0; LANES];
+        for v in &mut xs {
+            *v = x;
+            i = i.wrapping_add(1);
+            x += 9.1e-5 + f32::from((i % 7) as u8) * 1e-6;
+        }
+        let (e, silu) = level.dispatch(Exp(xs));
+        for k in 0..LANES {
+            let exact = f64::from(xs[k]);
+            worst_exp = worst_exp.max(ulps(e[k], exact.exp()));
+            if exact > -87.0 {
+                worst_silu = worst_silu.max(ulps(silu[k], exact / (1.0 + (-exact).exp())));
+            }
+        }
+    }
+    println!("exp {worst_exp} ULP, silu {worst_silu} ULP");
+    assert!(worst_exp <= 1.0, "exp is off by {worst_exp} ULP");
+    assert!(worst_silu <= 2.5, "silu is off by {worst_silu} ULP");
+}
+
+#[test]
+fn exp_and_silu_at_the_edges() {
+    for level in Level::available() {
+        let inf = f32::INFINITY;
+        let (e, silu) = level.dispatch(Exp([
+            0.0,
+            -0.0,
+            inf,
+            -inf,
+            f32::NAN,
+            88.72,
+            88.73,
+            -103.0,
+            -104.5,
+            1e30,
+            -1e30,
+            -88.0,
+            -100.0,
+            1e-40,
+            20.0,
+            f32::MIN,
+        ]));
+        assert_eq!(e[0], 1.0);
+        assert_eq!(e[1], 1.0);
+        assert_eq!(e[2], inf);
+        assert_eq!(e[3], 0.0);
+        assert!(e[4].is_nan());
+        assert!(e[5].is_finite() && e[6] == inf);
+        assert!(e[7] > 0.0 && e[8] == 0.0);
+        assert_eq!(e[9], inf);
+        assert_eq!(e[10], 0.0);
+        assert_eq!(silu[0], 0.0);
+        assert_eq!(silu[2], inf);
+        assert_eq!(silu[3].to_bits(), (-0.0_f32).to_bits());
+        assert!(silu[4].is_nan());
+        assert_eq!(silu[9], 1e30);
+        assert_eq!(silu[10].to_bits(), (-0.0_f32).to_bits());
+        assert_eq!(silu[15].to_bits(), (-0.0_f32).to_bits());
+        assert!(silu[11] < 0.0 && silu[12] == 0.0);
+    }
+}

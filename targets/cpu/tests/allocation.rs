@@ -1,0 +1,65 @@
+//! A run allocates nothing. Alone in its program, so that no other test's allocations are counted.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/compare.rs"]
+mod compare;
+
+use common::one_of_everything;
+use compare::inputs;
+use latile_cpu::isa::Level;
+use latile_cpu::session::CpuBackend;
+use latile_runtime::backend::Session;
+use latile_runtime::format::Role;
+use latile_runtime::tensor::DType;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts allocations of all threads while `COUNTING` is above zero.
+struct Counting;
+static COUNTING: AtomicUsize = AtomicUsize::new(0);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(COUNTING.load(Ordering::SeqCst), Ordering::SeqCst);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_run_does_not_allocate() {
+    for dtype in [DType::F32, DType::F16] {
+        let model = one_of_everything(dtype).model();
+        let given = inputs(&model, 6, 8, 1);
+        for level in Level::available() {
+            for timed in [false, true] {
+                let backend = CpuBackend::new(3, level).unwrap();
+                let mut session = backend.session(&model, Role::Decoder, 6, 8).unwrap();
+                session.time_layers(timed);
+                let mut outputs: Vec<Vec<f32>> = session
+                    .outputs()
+                    .iter()
+                    .map(|p| vec![0.0; p.shape.elements().unwrap()])
+                    .collect();
+                let ins: Vec<&[f32]> = given.iter().map(Vec::as_slice).collect();
+                let mut outs: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+                ALLOCATIONS.store(0, Ordering::SeqCst);
+                COUNTING.store(1, Ordering::SeqCst);
+                session.run(&ins, &mut outs).unwrap();
+                COUNTING.store(0, Ordering::SeqCst);
+                assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 0, "{dtype} {level:?}");
+                assert_eq!(session.layers().is_empty(), !timed);
+            }
+        }
+    }
+}
