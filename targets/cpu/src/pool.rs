@@ -167,7 +167,8 @@ impl Pool {
     }
 
     /// Calls `task(index, worker)` once for every index below `count` and waits for all.
-    /// Two tasks that run at once have different worker numbers.
+    /// Two tasks that run at once have different worker numbers. A task must not call `run` of
+    /// its own pool: it would wait for itself.
     ///
     /// # Errors
     /// [`PoolError::Panicked`] when a task panicked.

@@ -1,6 +1,8 @@
 //! The fused convolution against plain loops, bit for bit, on every instruction set and for
 //! one to four threads.
 
+#![allow(clippy::unwrap_used)]
+
 use half::f16;
 use latile_cpu::isa::{Isa, Level};
 use latile_cpu::naive;

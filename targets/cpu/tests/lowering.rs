@@ -297,3 +297,30 @@ fn one_pixel_and_one_channel() {
         net.output("y", y);
     });
 }
+
+#[test]
+fn a_vector_added_to_what_is_stored_anyway() {
+    both(2, 7, |net| {
+        let x = net.map("x", 8);
+        let t = net.vector("t", 6);
+        let h = net.conv3(x, 4);
+        let g = net.conv3(h, 4);
+        let v = net.silu(t);
+        let v = net.linear(v, 4, true);
+        let y = net.add_channel(h, v);
+        net.output("g", g);
+        net.output("y", y);
+    });
+}
+
+#[test]
+fn a_norm_of_codebook_rows() {
+    both(2, 2, |net| {
+        let x = net.map("x", 4);
+        let q = net.codebook(x, 9);
+        let m = net.conv3(q, 4);
+        let y = net.group_norm(q, 1);
+        net.output("y", y);
+        net.output("m", m);
+    });
+}

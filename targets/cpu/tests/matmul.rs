@@ -1,6 +1,8 @@
 //! Every row of the kernel registry against the formula, bit for bit: all tile sizes, one and
 //! several runs, depths around the unrolling, split sums, and no byte written outside.
 
+#![allow(clippy::unwrap_used)]
+
 use half::f16;
 use latile_cpu::isa::Level;
 use latile_cpu::kernels::matmul::Tile;

@@ -63,10 +63,12 @@ pub(crate) fn lower<'m>(
         threads,
         last_read,
         wants_sums,
+        is_port: is_port(graph),
         values: vec![None; graph.values.len()],
         sums: vec![None; graph.values.len()],
         coefficients: Vec::new(),
         lifetimes: Vec::new(),
+        dtypes: Vec::new(),
         steps: Vec::new(),
         tables: Vec::new(),
         stored: Vec::new(),
@@ -84,6 +86,15 @@ pub(crate) fn lower<'m>(
     builder.finish(inputs, outputs)
 }
 
+/// For each value, whether it is one of the graph's inputs or outputs.
+fn is_port(graph: &Graph) -> Vec<bool> {
+    let mut is_port = vec![false; graph.values.len()];
+    for port in graph.inputs.iter().chain(&graph.outputs) {
+        is_port[port.value.index()] = true;
+    }
+    is_port
+}
+
 struct Builder<'m, 'a> {
     component: LoadedComponent<'m>,
     graph: &'m Graph,
@@ -95,6 +106,9 @@ struct Builder<'m, 'a> {
     last_read: Vec<Option<usize>>,
     /// Values that a GroupNorm follows.
     wants_sums: Vec<bool>,
+    /// Values that enter or leave, which are stored in f32 whatever the precision: a codebook's search
+    /// and the caller see what was given and computed, not what f16 makes of it, and ports are small.
+    is_port: Vec<bool>,
     /// Each stored value's buffer.
     values: Vec<Option<BufferId>>,
     /// Partial sums of a value, once there are some.
@@ -102,6 +116,8 @@ struct Builder<'m, 'a> {
     /// Coefficients that exist, by what they are of.
     coefficients: Vec<(Stage, Vec<ValueId>, BufferId)>,
     lifetimes: Vec<Lifetime>,
+    /// How each buffer that holds a value stores it.
+    dtypes: Vec<DType>,
     steps: Vec<Step<'m>>,
     tables: Vec<Table<'m>>,
     stored: Vec<ValueId>,
@@ -121,6 +137,7 @@ impl<'m> Builder<'m, '_> {
 
     fn buffer(&mut self, bytes: usize, moment: usize) -> BufferId {
         self.lifetimes.push(Lifetime { bytes, first: moment, last: moment });
+        self.dtypes.push(DType::F32);
         BufferId(self.lifetimes.len() - 1)
     }
 
@@ -138,10 +155,11 @@ impl<'m> Builder<'m, '_> {
         buffer
     }
 
-    fn element_size(&self, value: ValueId) -> usize {
+    /// How `value` is stored.
+    fn dtype_of(&self, value: ValueId) -> DType {
         match self.graph.kind(value) {
-            ValueKind::Map(_) => self.dtype.size(),
-            ValueKind::Vector(_) => 4,
+            ValueKind::Map(_) if !self.is_port[value.index()] => self.dtype,
+            ValueKind::Map(_) | ValueKind::Vector(_) => DType::F32,
         }
     }
 
@@ -149,15 +167,18 @@ impl<'m> Builder<'m, '_> {
     fn store(&mut self, value: ValueId, moment: usize) -> Bound {
         // Invariant: shape inference refuses shapes whose elements overflow.
         let elements = self.shapes[value.index()].elements().unwrap_or(usize::MAX);
-        let bytes = elements.saturating_mul(self.element_size(value));
+        let bytes = elements.saturating_mul(self.dtype_of(value).size());
         let buffer = self.buffer(bytes, moment);
+        self.dtypes[buffer.0] = self.dtype_of(value);
         self.keep(value, buffer)
     }
 
     fn keep(&mut self, value: ValueId, buffer: BufferId) -> Bound {
         self.values[value.index()] = Some(buffer);
-        self.stored.push(value);
-        Bound { buffer, is_map: matches!(self.graph.kind(value), ValueKind::Map(_)) }
+        if self.dtype_of(value) == self.dtype {
+            self.stored.push(value);
+        }
+        Bound { buffer }
     }
 
     /// The buffer of a stored value, in use at `moment`.
@@ -166,7 +187,7 @@ impl<'m> Builder<'m, '_> {
         let buffer = self.values[value.index()].expect("a value is stored before it is read");
         let life = &mut self.lifetimes[buffer.0];
         life.last = life.last.max(moment);
-        Bound { buffer, is_map: matches!(self.graph.kind(value), ValueKind::Map(_)) }
+        Bound { buffer }
     }
 
     fn read(&mut self, value: ValueId) -> BufferId {
@@ -373,7 +394,7 @@ impl<'m> Builder<'m, '_> {
         let plan = ConvPlan::new(shape, dtype, self.level)
             .map_err(|e: StepError| self.unsupported(core, &e))?;
         let add = add.map(|v| self.read(v));
-        let (residual, place) = self.addend(index, residual, chain);
+        let (residual, place) = self.addend(index, self.graph.nodes[node].output, residual, chain);
         let Written { out, sums } = self.written(node, place, plan.sums());
         let scratch = self.fresh(plan.scratch_len(self.threads), 4);
         let step = ConvStep {
@@ -397,6 +418,7 @@ impl<'m> Builder<'m, '_> {
     fn addend(
         &mut self,
         index: usize,
+        output: ValueId,
         residual: Option<ValueId>,
         chain: &Chain,
     ) -> (Addend, Option<BufferId>) {
@@ -405,7 +427,8 @@ impl<'m> Builder<'m, '_> {
         };
         let buffer = self.read(value);
         // A window reads pixels that another task may already have replaced: never over an input.
-        if self.dies(value, index) && !chain.segments.contains(&value) {
+        let alike = self.dtype_of(value) == self.dtype_of(output);
+        if alike && self.dies(value, index) && !chain.segments.contains(&value) {
             (Addend::InPlace, Some(buffer))
         } else {
             (Addend::Of(buffer), None)
@@ -422,15 +445,21 @@ impl<'m> Builder<'m, '_> {
         let inputs = self.inputs(node, chain)?;
         let [h, w, _] = self.shape(chain.segments[0]);
         let shape = ElementwiseShape { h, w, c: inputs.channels(), upsample: chain.upsample };
+        let output = self.graph.nodes[node].output;
         let in_place = match chain.segments[..] {
-            [only] => !chain.upsample && residual != Some(only) && self.dies(only, index),
+            [only] => {
+                !chain.upsample
+                    && residual != Some(only)
+                    && self.dies(only, index)
+                    && self.dtype_of(only) == self.dtype_of(output)
+            }
             _ => false,
         };
         let (residual, place) = if in_place {
             let of = residual.map_or(Addend::None, |v| Addend::Of(self.read(v)));
             (of, Some(inputs.segments[0].0))
         } else {
-            self.addend(index, residual, chain)
+            self.addend(index, output, residual, chain)
         };
         let Written { out, sums } = self.written(node, place, shape.sums());
         let step = PointwiseStep { shape, inputs, in_place, residual, out, sums };
@@ -547,7 +576,8 @@ impl<'m> Builder<'m, '_> {
             .lifetimes
             .iter()
             .zip(&plan.offsets)
-            .map(|(life, &offset)| Place { offset, bytes: life.bytes })
+            .zip(&self.dtypes)
+            .map(|((life, &offset), &dtype)| Place { offset, bytes: life.bytes, dtype })
             .collect();
         Ok(Program {
             steps: self.steps,
@@ -556,7 +586,6 @@ impl<'m> Builder<'m, '_> {
             inputs,
             outputs,
             tables: self.tables,
-            dtype: self.dtype,
             level: self.level,
             stored: self.stored,
         })

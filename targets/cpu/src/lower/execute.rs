@@ -63,14 +63,14 @@ impl<'a> Views<'a> {
     }
 
     fn source(&self, id: BufferId) -> Source<'a> {
-        match self.program.dtype {
+        match self.program.places[id.0].dtype {
             DType::F32 => Source::F32(self.read(id)),
             DType::F16 => Source::F16(self.read(id)),
         }
     }
 
     fn output(&self, id: BufferId) -> Output<'a> {
-        match self.program.dtype {
+        match self.program.places[id.0].dtype {
             DType::F32 => Output::F32(self.write(id)),
             DType::F16 => Output::F16(self.write(id)),
         }
@@ -139,10 +139,7 @@ impl<'m> Program<'m> {
         pool: &Pool,
     ) -> Result<(), StepError> {
         let views = Views::new(self, arena);
-        if port.is_map {
-            return ports::store(self.level, pool, tensor, views.output(port.buffer));
-        }
-        ports::store(self.level, pool, tensor, Output::F32(views.write(port.buffer)))
+        ports::store(self.level, pool, tensor, views.output(port.buffer))
     }
 
     /// Hands a port's tensor out; false where it holds NaN or infinity.
@@ -154,12 +151,7 @@ impl<'m> Program<'m> {
         pool: &Pool,
     ) -> Result<bool, StepError> {
         let views = Views::new(self, arena);
-        let source = if port.is_map {
-            views.source(port.buffer)
-        } else {
-            Source::F32(views.read(port.buffer))
-        };
-        ports::load(self.level, pool, source, tensor)
+        ports::load(self.level, pool, views.source(port.buffer), tensor)
     }
 
     /// Runs one step. Allocates nothing.

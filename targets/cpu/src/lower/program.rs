@@ -19,6 +19,8 @@ pub(crate) struct Place {
     pub(super) offset: usize,
     /// Its size.
     pub(super) bytes: usize,
+    /// How it stores its value, where it holds one of the graph's.
+    pub(super) dtype: DType,
 }
 
 /// A component at one size, ready to run.
@@ -36,11 +38,9 @@ pub(crate) struct Program<'m> {
     pub(crate) outputs: Vec<Bound>,
     /// Codebooks in the order their search wants, filled once.
     pub(super) tables: Vec<Table<'m>>,
-    /// How maps are stored.
-    pub(super) dtype: DType,
     /// The instruction set.
     pub(super) level: Level,
-    /// Graph values that are stored, for the reference's rounding.
+    /// Graph values that are stored in the model's precision, for the reference's rounding.
     pub(crate) stored: Vec<ValueId>,
 }
 
@@ -48,8 +48,6 @@ pub(crate) struct Program<'m> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
     pub(super) buffer: BufferId,
-    /// Maps are in the program's precision, vectors in f32.
-    pub(super) is_map: bool,
 }
 
 /// A codebook to arrange before the first run.

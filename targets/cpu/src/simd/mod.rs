@@ -231,6 +231,7 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// The lanes' bits.
     fn to_bits(self, a: Self::F) -> Self::I;
     /// The lanes of those bits.
+    #[allow(clippy::wrong_self_convention)] // self is the token, as everywhere here
     fn from_bits(self, a: Self::I) -> Self::F;
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;

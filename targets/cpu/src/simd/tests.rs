@@ -30,7 +30,7 @@ fn values(seed: u32) -> [f32; LANES] {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
-        if state % 3 == 0 {
+        if state.is_multiple_of(3) {
             SPECIAL[(state >> 8) as usize % SPECIAL.len()]
         } else {
             f32::from_bits((state & 0x8fff_ffff) | 0x3800_0000)
@@ -162,16 +162,16 @@ impl Kernel for Halves<'_> {
     type Out = (Vec<u16>, Vec<f32>, Vec<f32>);
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let mut halves = vec![f16::from_bits(0x1234); LANES + 1];
-        let mut floats = vec![7.0; LANES + 1];
-        let mut whole = vec![9.0; LANES + 1];
+        let mut halves = [f16::from_bits(0x1234); LANES + 1];
+        let mut floats = [7.0; LANES + 1];
+        let mut whole = [9.0; LANES + 1];
         let v = s.load_slice(&self.x[..self.n]);
         s.store_slice(v, &mut whole);
         s.store_f16_slice(v, &mut halves[..self.n]);
         let back = s.load_f16_slice(&halves[..self.n]);
         s.store_slice(back, &mut floats[..self.n]);
         let bits = halves.iter().map(|h| h.to_bits()).collect();
-        (bits, floats, whole)
+        (bits, floats.to_vec(), whole.to_vec())
     }
 }
 

@@ -180,7 +180,7 @@ impl AttentionPlan {
     /// Multiply-adds of the two products.
     pub const fn macs(&self) -> u64 {
         let s = &self.shape;
-        2 * s.queries as u64 * s.keys as u64 * s.channels as u64
+        (2 * s.queries as u64).saturating_mul(s.keys as u64).saturating_mul(s.channels as u64)
     }
 
     /// Tasks that one run is divided into.
@@ -523,26 +523,28 @@ impl Task<'_> {
         }
     }
 
-    /// Adds a block's weighted values to the rescaled ones before it.
+    /// Adds a block's weighted values to the rescaled ones before it. Queries are the inner
+    /// loop: all weights and a few panels of values stay in the first-level cache.
     #[inline(always)]
     unsafe fn mix<S: Simd>(&self, s: S, keys: usize) {
         let layout = self.layout;
+        let panels = layout.padded / LANES;
         // SAFETY: see the impl.
         unsafe {
-            let mut query = 0;
-            while query < self.queries {
-                let left = self.queries - query;
+            let mut panel = 0;
+            while panel < panels {
                 let job = Mix {
-                    p: self.scratch.add(layout.p + query),
+                    p: self.scratch.add(layout.p),
                     p_stride: self.width(),
-                    v: self.scratch.add(layout.v),
+                    v: self.scratch.add(layout.v + panel * layout.v_stride),
                     v_stride: layout.v_stride,
                     keys,
-                    o: self.scratch.add(layout.o + query * layout.padded),
+                    o: self.scratch.add(layout.o + panel * LANES),
                     o_stride: layout.padded,
-                    rescale: self.scratch.add(layout.a + query),
+                    rescale: self.scratch.add(layout.a),
+                    queries: self.queries,
                 };
-                query += job.strip(s, left, layout.padded / LANES);
+                panel += job.panels(s, panels - panel);
             }
         }
     }
@@ -569,9 +571,9 @@ impl Task<'_> {
     }
 }
 
-/// The second product, for a strip of queries: `o[r][c] = o[r][c] * rescale[r] + sum over j of
-/// p[j][r] * v[j][c]`. The weights of neighbouring queries are neighbours, which the kernels of
-/// [`crate::kernels`] do not read; hence tiles of its own.
+/// The second product, for a few panels of channels: `o[r][c] = o[r][c] * rescale[r] + sum over
+/// j of p[j][r] * v[j][c]`. The weights of neighbouring queries are neighbours, which the
+/// kernels of [`crate::kernels`] do not read; hence tiles of its own.
 struct Mix {
     /// Weights, `[keys]` rows `p_stride` apart.
     p: *const f32,
@@ -584,56 +586,49 @@ struct Mix {
     o: *mut f32,
     o_stride: usize,
     rescale: *const f32,
+    queries: usize,
 }
 
 /// The operands hold the queries, keys and panels that a tile is asked for.
 impl Mix {
-    /// All panels of as many queries as fit a tile, at most `left`; tells how many.
+    /// All queries by as many panels as fit a tile, at most `left`; tells how many.
     #[inline(always)]
-    unsafe fn strip<S: Simd>(self, s: S, left: usize, panels: usize) -> usize {
+    unsafe fn panels<S: Simd>(self, s: S, left: usize) -> usize {
         // SAFETY: see the impl.
         unsafe {
             match (S::ISA, left) {
-                (Isa::Avx512, 8..) => self.panels::<S, 8, 3>(s, panels),
-                (Isa::Avx512, 4..) => self.panels::<S, 4, 3>(s, panels),
-                (Isa::Avx512, 2..) => self.panels::<S, 2, 3>(s, panels),
-                (Isa::Avx512, _) => self.panels::<S, 1, 3>(s, panels),
-                (_, 6..) => self.panels::<S, 6, 1>(s, panels),
-                (_, 4..) => self.panels::<S, 4, 1>(s, panels),
-                (_, 2..) => self.panels::<S, 2, 1>(s, panels),
-                (_, _) => self.panels::<S, 1, 1>(s, panels),
+                (Isa::Avx512, 3..) => self.all_queries::<S, 8, 3>(s),
+                (Isa::Avx512, 2) => self.all_queries::<S, 8, 2>(s),
+                (Isa::Avx512, _) => self.all_queries::<S, 8, 1>(s),
+                (_, _) => self.all_queries::<S, 6, 1>(s),
             }
         }
     }
 
-    /// `M` queries, `N` panels at a time.
+    /// All queries, `M` at a time, by `N` panels.
     #[inline(always)]
-    unsafe fn panels<S: Simd, const M: usize, const N: usize>(
-        mut self,
-        s: S,
-        panels: usize,
-    ) -> usize {
-        // SAFETY: see the impl; each tile is within the panels left.
+    unsafe fn all_queries<S: Simd, const M: usize, const N: usize>(mut self, s: S) -> usize {
+        // SAFETY: see the impl; each tile is within the queries left.
         unsafe {
-            let mut left = panels;
-            while left >= N {
+            while self.queries >= M {
                 self.tile::<S, M, N>(s);
-                self.v = self.v.add(N * self.v_stride);
-                self.o = self.o.add(N * LANES);
-                left -= N;
             }
-            if N > 2 && left == 2 {
-                self.tile::<S, M, 2>(s);
-            } else if N > 1 && left == 1 {
-                self.tile::<S, M, 1>(s);
+            if self.queries >= 4 {
+                self.tile::<S, 4, N>(s);
+            }
+            if self.queries >= 2 {
+                self.tile::<S, 2, N>(s);
+            }
+            if self.queries >= 1 {
+                self.tile::<S, 1, N>(s);
             }
         }
-        M
+        N
     }
 
-    /// One register tile of `M` queries by `N` panels.
+    /// One register tile of `M` queries by `N` panels; goes on to the next queries.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(&self, s: S) {
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(&mut self, s: S) {
         // SAFETY: see the impl.
         unsafe {
             let mut sums = [[s.splat(0.0); N]; M];
@@ -657,6 +652,10 @@ impl Mix {
                     s.store(s.mul_add(s.load(o), rescale, *sum), o);
                 }
             }
+            self.p = self.p.add(M);
+            self.o = self.o.add(M * self.o_stride);
+            self.rescale = self.rescale.add(M);
+            self.queries -= M;
         }
     }
 }

@@ -270,8 +270,11 @@ pub(super) struct Blocking {
     pub(super) k_block: usize,
 }
 
-/// Bytes of a padded f32 input below which it is prepared whole.
+/// Bytes of a padded f32 input, and pixels of the output, up to which it is prepared whole.
 const WHOLE_LIMIT: usize = 1 << 20;
+const WHOLE_PIXELS: usize = 512;
+/// Panels of output channels from which on there are enough tasks of [`TASK_CHANNELS`].
+const WHOLE_PANELS: usize = 8;
 /// Bytes of a band that a task should stay below: with a stretch of the weights it fits the
 /// second-level cache of a large core.
 const BAND_LIMIT: usize = 640 << 10;
@@ -293,7 +296,7 @@ impl Blocking {
         let panels = shape.n.div_ceil(16);
         // Of two panels 256 KiB: the second-level cache holds them and a band.
         let k_block = 2048;
-        if bytes <= WHOLE_LIMIT && panels >= 8 {
+        if bytes <= WHOLE_LIMIT && oh * ow <= WHOLE_PIXELS && panels >= WHOLE_PANELS {
             let step = (STEP_PIXELS / ow).clamp(1, oh);
             return Blocking {
                 whole: true,

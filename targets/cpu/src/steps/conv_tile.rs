@@ -207,6 +207,7 @@ impl TileJob<'_> {
             let mut index = (y * ow + x) * n + first;
             // SAFETY: see above; sums hold two rows of n.
             unsafe {
+                #[allow(clippy::manual_map)] // a closure might not be inlined
                 let mut sums = match self.sums {
                     None => None,
                     Some(p) => Some((

@@ -108,12 +108,7 @@ pub(crate) const fn check_len(
     if found == expected {
         Ok(())
     } else {
-        Err(StepError::Length {
-            step,
-            operand,
-            expected,
-            found,
-        })
+        Err(StepError::Length { step, operand, expected, found })
     }
 }
 

@@ -85,7 +85,7 @@ pub fn group_norm_coeffs(
 ) -> Result<(), StepError> {
     let channels: usize = args.segments.iter().map(|s| s.layout.channels).sum();
     let pixels = args.segments.first().map_or(0, |s| s.layout.pixels);
-    if args.groups == 0 || channels == 0 || channels % args.groups != 0 {
+    if args.groups == 0 || channels == 0 || !channels.is_multiple_of(args.groups) {
         return Err(StepError::Shape {
             step: NORM,
             reason: format!("{} groups do not divide {channels} channels", args.groups),
@@ -161,7 +161,7 @@ pub fn channel_sums(
     channels: usize,
     sums: &mut [f64],
 ) -> Result<(), StepError> {
-    if channels == 0 || tensor.len() % channels != 0 {
+    if channels == 0 || !tensor.len().is_multiple_of(channels) {
         return Err(StepError::Shape {
             step: SUMS,
             reason: format!(

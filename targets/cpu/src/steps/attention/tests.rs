@@ -264,14 +264,8 @@ fn few_tasks_divide_among_the_threads() {
     assert_eq!(plan.tasks(), 4);
 }
 
-/// Seconds that this thread has computed, without what other processes took.
-fn computed() -> f64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanoseconds: f64 = stat.split_whitespace().next().unwrap().parse().unwrap();
-    nanoseconds / 1e9
-}
-
-/// Not a test of results: prints the rate of one thread next to a convolution's.
+/// Not a test of results: prints the best rate of short runs on one thread next to that of a
+/// convolution.
 #[test]
 #[ignore = "a measurement"]
 fn rate() {
@@ -279,18 +273,27 @@ fn rate() {
         Activation, ConvArgs, ConvPlan, ConvShape, Residual, Segment, Weights, conv2d,
     };
     let pool = Pool::new(1).unwrap();
+    let best = |runs: usize, macs: u64, run: &mut dyn FnMut()| {
+        let seconds = (0..runs)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                run();
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min);
+        macs as f64 / seconds / 1e9
+    };
     for level in Level::available().into_iter().rev() {
         if level.isa() == Isa::Scalar {
             continue;
         }
-        let conv_shape = ConvShape::same(32, 32, 512, 512, 3);
-        let plan = ConvPlan::new(conv_shape, WeightType::F32, level).unwrap();
-        let x = random(32 * 32 * 512, 1);
+        let conv = ConvShape::same(8, 16, 512, 512, 3);
+        let plan = ConvPlan::new(conv, WeightType::F32, level).unwrap();
+        let x = random(conv.out_len(), 1);
         let mut out = vec![0.0; x.len()];
-        let weights = random(conv_shape.packed_len(), 2);
+        let weights = random(conv.packed_len(), 2);
         let mut scratch = vec![0.0; plan.scratch_len(1)];
-        let mut conv = || {
-            let start = computed();
+        let rate = best(50, conv.macs(), &mut || {
             let args = ConvArgs {
                 segments: &[Segment { data: Source::F32(&x), channels: 512, norm: None }],
                 activation: Activation::None,
@@ -303,27 +306,28 @@ fn rate() {
                 sums: None,
             };
             conv2d(&plan, &pool, args, &mut scratch).unwrap();
-            conv_shape.macs() as f64 / (computed() - start) / 1e9
-        };
-        conv();
-        for (tokens, channels, heads) in
-            [(4096, 512, 1), (1024, 512, 1), (1024, 256, 4), (1024, 640, 20)]
+        });
+        println!("{} convolution: {rate:.1} GMAC/s", level.isa());
+        for (queries, keys, channels, heads) in
+            [(192, 4096, 512, 1), (192, 1024, 512, 1), (192, 1024, 256, 4), (192, 1024, 640, 20)]
         {
             for half in [false, true] {
-                let case =
-                    Case { shape: shape(tokens, tokens, channels, heads), half, sharpness: 1.0 };
-                let (q, kv) = case.operands();
-                let before = conv();
-                let start = computed();
-                case.run(level, 1, &q, &kv);
-                let seconds = computed() - start;
-                let after = conv();
-                let plan = AttentionPlan::new(case.shape, 1.0, level, 1).unwrap();
-                println!(
-                    "{tokens}x{channels}/{heads} half {half} {}: {:.1} GMAC/s, convolution {before:.1} and {after:.1}",
-                    level.isa(),
-                    plan.macs() as f64 / seconds / 1e9
-                );
+                let shape = shape(queries, keys, channels, heads);
+                let q = Tensor::new(&random(queries * channels, 1), half);
+                let kv = Tensor::new(&random(keys * channels, 2), half);
+                let mut out = Tensor::new(&vec![0.0; queries * channels], half);
+                let plan = AttentionPlan::new(shape, 1.0, level, 1).unwrap();
+                let mut scratch = vec![0.0; plan.scratch_len()];
+                let rate = best(50, plan.macs(), &mut || {
+                    let args = AttentionArgs {
+                        q: Columns::whole(q.source(), channels),
+                        k: Columns::whole(kv.source(), channels),
+                        v: Columns::whole(kv.source(), channels),
+                        out: out.output(),
+                    };
+                    attention(&plan, &pool, args, &mut scratch).unwrap();
+                });
+                println!("{} {shape:?} half {half}: {rate:.1} GMAC/s", level.isa());
             }
         }
     }
