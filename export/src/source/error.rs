@@ -64,7 +64,9 @@ pub enum SourceErrorKind {
     )]
     LegacyTorch,
     /// A zip that is not one torch writes, or is damaged.
-    #[error("damaged or unexpected zip structure: {why}; fetch the file again, or convert it to safetensors")]
+    #[error(
+        "damaged or unexpected zip structure: {why}; fetch the file again, or convert it to safetensors"
+    )]
     Zip {
         /// What is wrong.
         why: String,

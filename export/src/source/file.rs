@@ -49,7 +49,11 @@ impl RandomFile {
         read.map_err(|error| {
             if error.kind() == std::io::ErrorKind::UnexpectedEof {
                 let needs = offset.saturating_add(out.len() as u64);
-                self.error(SourceErrorKind::Truncated { what: "a read".into(), needs, has: self.len })
+                self.error(SourceErrorKind::Truncated {
+                    what: "a read".into(),
+                    needs,
+                    has: self.len,
+                })
             } else {
                 self.error(SourceErrorKind::Io { action: "read", error })
             }

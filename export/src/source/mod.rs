@@ -89,6 +89,9 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// [`SourceError`] where there is no such tensor, its type is not a float, or the file cannot be read.
     fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<(), SourceError>;
+
+    /// Gives back memory held for reading; called when a component is complete.
+    fn release(&self) {}
 }
 
 /// Opens a weight file, telling its format by its first bytes, not by its name.

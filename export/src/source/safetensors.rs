@@ -117,9 +117,9 @@ impl SafetensorsSource {
                     "{name} of shape {shape:?} and type {dtype} does not fill bytes {start} to {stop}"
                 )));
             }
-            let stop = base.checked_add(stop).ok_or_else(|| {
-                damaged(format!("{name} would end beyond any file"))
-            })?;
+            let stop = base
+                .checked_add(stop)
+                .ok_or_else(|| damaged(format!("{name} would end beyond any file")))?;
             end = end.max(stop);
             let known = (TensorInfo { shape, dtype }, base + start);
             if tensors.insert(name.clone(), known).is_some() {

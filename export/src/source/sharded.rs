@@ -31,7 +31,8 @@ impl ShardedSource {
         let text = std::fs::read(index).map_err(|error| {
             SourceError::new(index, SourceErrorKind::Io { action: "read", error })
         })?;
-        let Index { weight_map } = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
+        let Index { weight_map } =
+            serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
         let folder = index.parent().unwrap_or(Path::new("."));
         let mut files: Vec<String> = Vec::new();
         let mut shards: Vec<Box<dyn WeightSource>> = Vec::new();
@@ -41,7 +42,8 @@ impl ShardedSource {
                 Some(at) => at,
                 None => {
                     let mut parts = Path::new(&file).components();
-                    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+                    let plain =
+                        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
                     if !plain || files.len() == MAX_SHARDS {
                         return Err(fail(format!("it names the file {file:?}")));
                     }

@@ -4,7 +4,7 @@
 use super::file::RandomFile;
 use super::pickle::{self, PickleErrorKind, TensorRecord};
 use super::zip::{self, ZipEntry};
-use super::{SourceDtype, SourceError, SourceErrorKind, TensorInfo, WeightSource};
+use super::{SourceError, SourceErrorKind, TensorInfo, WeightSource};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,9 @@ impl TorchSource {
         let mut pickles = directory.keys().filter(|n| n.ends_with("/data.pkl") || *n == "data.pkl");
         let name = pickles
             .next()
-            .ok_or_else(|| zip_error("it holds no data.pkl, so torch.save did not write it".into()))?
+            .ok_or_else(|| {
+                zip_error("it holds no data.pkl, so torch.save did not write it".into())
+            })?
             .clone();
         if pickles.next().is_some() {
             return Err(zip_error("it holds more than one data.pkl".into()));
@@ -103,9 +105,11 @@ fn locate(record: &TensorRecord, key: String, entry: ZipEntry) -> Result<Located
     let span = if elements == 0 {
         0
     } else {
-        let last = record.shape.iter().zip(&record.stride).try_fold(0u64, |at, (&d, &s)| {
-            at.checked_add((d - 1).checked_mul(s)?)
-        });
+        let last = record
+            .shape
+            .iter()
+            .zip(&record.stride)
+            .try_fold(0u64, |at, (&d, &s)| at.checked_add((d - 1).checked_mul(s)?));
         last.and_then(|l| l.checked_add(1)).ok_or("its strides overflow")?
     };
     let end = record.offset.checked_add(span).ok_or("its offset overflows")?;
@@ -196,6 +200,7 @@ fn gather(span: &[f32], shape: &[usize], stride: &[usize]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SourceDtype;
     use super::*;
 
     #[test]
@@ -217,7 +222,7 @@ mod tests {
             shape: shape.to_vec(),
             stride: stride.to_vec(),
         };
-        let entry = zip::ZipEntry::stored_for_tests(24);
+        let entry = ZipEntry::stored_for_tests(24);
         let ok = |r: &TensorRecord| locate(r, "data/0".into(), entry).is_ok();
         assert!(ok(&record(0, &[2, 3], &[3, 1])));
         assert!(ok(&record(6, &[0], &[1])));

@@ -157,9 +157,16 @@ fn end_record(file: &RandomFile) -> Result<(u64, u64, u64), SourceError> {
 }
 
 /// Where an entry's bytes begin; checks that all of them lie in the file.
-pub(crate) fn data_offset(file: &RandomFile, name: &str, entry: ZipEntry) -> Result<u64, SourceError> {
+pub(crate) fn data_offset(
+    file: &RandomFile,
+    name: &str,
+    entry: ZipEntry,
+) -> Result<u64, SourceError> {
     if !entry.stored {
-        return Err(bad(file, format!("{name} is compressed or encrypted, which torch never does")));
+        return Err(bad(
+            file,
+            format!("{name} is compressed or encrypted, which torch never does"),
+        ));
     }
     let mut local = [0u8; 30];
     if entry.local_header.checked_add(30).is_none_or(|e| e > file.len()) {

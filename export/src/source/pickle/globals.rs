@@ -59,8 +59,16 @@ fn storage_dtype(name: &str) -> Option<SourceDtype> {
         "FloatStorage" => SourceDtype::F32,
         "HalfStorage" => SourceDtype::F16,
         "BFloat16Storage" => SourceDtype::BF16,
-        "LongStorage" | "IntStorage" | "ShortStorage" | "CharStorage" | "ByteStorage" | "BoolStorage"
-        | "ComplexFloatStorage" | "ComplexDoubleStorage" | "QInt8Storage" | "QUInt8Storage"
+        "LongStorage"
+        | "IntStorage"
+        | "ShortStorage"
+        | "CharStorage"
+        | "ByteStorage"
+        | "BoolStorage"
+        | "ComplexFloatStorage"
+        | "ComplexDoubleStorage"
+        | "QInt8Storage"
+        | "QUInt8Storage"
         | "QInt32Storage" => SourceDtype::Other(name.trim_end_matches("Storage").to_lowercase()),
         _ => return None,
     })
@@ -72,8 +80,8 @@ fn torch_dtype(name: &str) -> Option<SourceDtype> {
         "float32" | "float" => SourceDtype::F32,
         "float16" | "half" => SourceDtype::F16,
         "bfloat16" => SourceDtype::BF16,
-        "int64" | "int32" | "int16" | "int8" | "uint8" | "uint16" | "uint32" | "uint64" | "bool"
-        | "complex64" | "complex128" | "float8_e4m3fn" | "float8_e5m2" => {
+        "int64" | "int32" | "int16" | "int8" | "uint8" | "uint16" | "uint32" | "uint64"
+        | "bool" | "complex64" | "complex128" | "float8_e4m3fn" | "float8_e5m2" => {
             SourceDtype::Other(name.to_owned())
         }
         _ => return None,
@@ -107,8 +115,22 @@ fn inert(module: &str, name: &str) -> bool {
     match module {
         "builtins" | "__builtin__" => matches!(
             name,
-            "set" | "frozenset" | "list" | "tuple" | "int" | "float" | "bool" | "str" | "bytes"
-                | "bytearray" | "complex" | "slice" | "range" | "object" | "long" | "unicode"
+            "set"
+                | "frozenset"
+                | "list"
+                | "tuple"
+                | "int"
+                | "float"
+                | "bool"
+                | "str"
+                | "bytes"
+                | "bytearray"
+                | "complex"
+                | "slice"
+                | "range"
+                | "object"
+                | "long"
+                | "unicode"
         ),
         "collections" => matches!(name, "defaultdict" | "deque" | "Counter"),
         "argparse" => name == "Namespace",
@@ -127,8 +149,9 @@ fn inert(module: &str, name: &str) -> bool {
         "numpy" => {
             matches!(name, "dtype" | "ndarray" | "bool_" | "bool" | "float_" | "int_" | "str_")
                 || ["float", "int", "uint", "complex"].iter().any(|p| {
-                    name.strip_prefix(p)
-                        .is_some_and(|bits| !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()))
+                    name.strip_prefix(p).is_some_and(|bits| {
+                        !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit())
+                    })
                 })
         }
         "numpy.core.multiarray" | "numpy._core.multiarray" => {

@@ -7,6 +7,11 @@ use std::collections::HashMap;
 /// Tensors have at most this many axes here.
 const MAX_AXES: usize = 8;
 
+/// A storage's name is a small number in text.
+const MAX_KEY: usize = 64;
+/// Elements that calls may copy in all: without a bound, copying one long list over and over would fill memory.
+const MAX_COPIED: usize = 8 << 20;
+
 /// An index into the machine's values.
 type Id = u32;
 
@@ -19,7 +24,11 @@ enum Value {
     Sequence(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage { dtype: Option<SourceDtype>, key: Box<str>, count: u64 },
+    Storage {
+        dtype: Option<SourceDtype>,
+        key: Box<str>,
+        count: u64,
+    },
     Tensor(Box<TensorRecord>),
     /// Anything the reader has no use for: floats, bytes, booleans, sets, objects.
     Opaque,
@@ -35,6 +44,8 @@ pub(super) struct Machine<'a> {
     /// Stack heights at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Elements copied so far, see [`MAX_COPIED`].
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -47,6 +58,7 @@ impl<'a> Machine<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            copied: 0,
         }
     }
 
@@ -124,10 +136,10 @@ impl<'a> Machine<'a> {
 
     fn pop(&mut self) -> Result<Id, PickleError> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        if self.stack.len() > floor {
-            if let Some(id) = self.stack.pop() {
-                return Ok(id);
-            }
+        if self.stack.len() > floor
+            && let Some(id) = self.stack.pop()
+        {
+            return Ok(id);
         }
         self.malformed("the stack is empty")
     }
@@ -452,7 +464,7 @@ impl<'a> Machine<'a> {
     }
 
     /// What calling `callee` with `args` stands for.
-    fn reduce(&self, callee: Id, args: Id) -> Result<Value, PickleError> {
+    fn reduce(&mut self, callee: Id, args: Id) -> Result<Value, PickleError> {
         let Value::Global(global) = self.value(callee) else {
             // A value that came out of something opaque: stays opaque, its arguments unused.
             return Ok(Value::Opaque);
@@ -460,7 +472,16 @@ impl<'a> Machine<'a> {
         let Some(args) = self.sequence(args) else {
             return self.malformed("a call's arguments are not a tuple");
         };
-        self.apply(global, args)
+        let value = self.apply(global, args)?;
+        self.copied += match &value {
+            Value::Dict(pairs) => pairs.len(),
+            Value::Sequence(items) => items.len(),
+            _ => 0,
+        };
+        if self.copied > MAX_COPIED {
+            return self.malformed("it copies the same containers over and over");
+        }
+        Ok(value)
     }
 
     fn apply(&self, global: &Global, args: &[Id]) -> Result<Value, PickleError> {
@@ -491,13 +512,17 @@ impl<'a> Machine<'a> {
                 _ => Value::Opaque,
             },
             Global::RebuildFromType => match args {
-                [inner, _, inner_args, ..] => match (self.value(*inner), self.sequence(*inner_args)) {
-                    // One level only, so that the machine never recurses.
-                    (Value::Global(inner), Some(inner_args)) if *inner != Global::RebuildFromType => {
-                        self.apply(inner, inner_args)?
+                [inner, _, inner_args, ..] => {
+                    match (self.value(*inner), self.sequence(*inner_args)) {
+                        // One level only, so that the machine never recurses.
+                        (Value::Global(inner), Some(inner_args))
+                            if *inner != Global::RebuildFromType =>
+                        {
+                            self.apply(inner, inner_args)?
+                        }
+                        _ => Value::Opaque,
                     }
-                    _ => Value::Opaque,
-                },
+                }
                 _ => Value::Opaque,
             },
             Global::Storage(_) | Global::UntypedStorage | Global::Dtype(_) | Global::Inert => {
@@ -518,7 +543,9 @@ impl<'a> Machine<'a> {
 
     fn axes(&self, id: Id) -> Result<Vec<u64>, PickleError> {
         match self.sequence(id) {
-            Some(items) if items.len() <= MAX_AXES => items.iter().map(|&i| self.unsigned(i)).collect(),
+            Some(items) if items.len() <= MAX_AXES => {
+                items.iter().map(|&i| self.unsigned(i)).collect()
+            }
             Some(items) => self.malformed(format!("a tensor with {} axes", items.len())),
             None => self.malformed("a tensor's shape is not a tuple"),
         }
@@ -558,7 +585,9 @@ impl<'a> Machine<'a> {
             return self.malformed("a persistent id is not torch's");
         };
         match (self.value(kind), self.value(class), self.value(key)) {
-            (Value::Text(kind), Value::Global(class), Value::Text(key)) if &**kind == "storage" => {
+            (Value::Text(kind), Value::Global(class), Value::Text(key))
+                if &**kind == "storage" && key.len() <= MAX_KEY =>
+            {
                 let dtype = match class {
                     Global::Storage(dtype) => Some(dtype.clone()),
                     Global::UntypedStorage => None,
@@ -582,15 +611,16 @@ impl<'a> Machine<'a> {
         let Value::Dict(mut pairs) = self.value(top).clone() else {
             return self.malformed("its top-level value is not a dict of tensors");
         };
-        if let Some(inner) = self.entry(&pairs, "state_dict") {
-            if let Value::Dict(inner) = self.value(inner) {
-                pairs = inner.clone();
-            }
+        if let Some(inner) = self.entry(&pairs, "state_dict")
+            && let Value::Dict(inner) = self.value(inner)
+        {
+            pairs = inner.clone();
         }
         let mut at: HashMap<&str, usize> = HashMap::new();
         let mut out: Vec<(String, TensorRecord)> = Vec::new();
         for &(key, value) in &pairs {
-            let (Value::Text(name), Value::Tensor(record)) = (self.value(key), self.value(value)) else {
+            let (Value::Text(name), Value::Tensor(record)) = (self.value(key), self.value(value))
+            else {
                 continue;
             };
             match at.get(&**name) {

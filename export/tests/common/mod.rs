@@ -1,0 +1,354 @@
+//! A plain interpreter of `.latile` components in f64, written from the operators' definitions alone: slow, and
+//! independent of every kernel and of the importer.
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+use half::f16;
+use latile_runtime::format::{LoadedComponent, Model, Role};
+use latile_runtime::graph::{Op, ValueId, WeightId};
+use latile_runtime::tensor::DType;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Pixels by channels; a vector is one pixel.
+#[derive(Clone, Debug)]
+pub struct Map {
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub data: Vec<f64>,
+}
+
+impl Map {
+    pub fn zeros(h: usize, w: usize, c: usize) -> Self {
+        Self { h, w, c, data: vec![0.0; h * w * c] }
+    }
+
+    fn map(&self, f: impl Fn(f64) -> f64) -> Self {
+        Self { data: self.data.iter().map(|&v| f(v)).collect(), ..*self }
+    }
+}
+
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+/// A tensor file's contents: f32 as f64, integers too, NCHW turned to NHWC.
+pub fn read_maps(path: &Path) -> BTreeMap<String, Map> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut out = BTreeMap::new();
+    for (name, t) in file.iter() {
+        let flat: Vec<f64> = match t.dtype() {
+            Dtype::F32 => t
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f64::from(f32::from_le_bytes(*b)))
+                .collect(),
+            Dtype::I64 => {
+                t.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect()
+            }
+            other => panic!("{name} is {other:?}"),
+        };
+        let map = match *t.shape() {
+            [1, c, h, w] => {
+                let mut m = Map::zeros(h, w, c);
+                for (i, &v) in flat.iter().enumerate() {
+                    let (ch, p) = (i / (h * w), i % (h * w));
+                    m.data[p * c + ch] = v;
+                }
+                m
+            }
+            _ => Map { h: 1, w: 1, c: flat.len(), data: flat },
+        };
+        out.insert(name.to_owned(), map);
+    }
+    out
+}
+
+/// The largest difference, relative to the expected range.
+pub fn error(found: &Map, expected: &Map) -> f64 {
+    assert_eq!((found.h, found.w, found.c), (expected.h, expected.w, expected.c));
+    let (lo, hi) =
+        expected.data.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
+    let worst =
+        found.data.iter().zip(&expected.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    worst / (hi - lo)
+}
+
+struct Weights<'m> {
+    component: LoadedComponent<'m>,
+}
+
+impl Weights<'_> {
+    fn flat(&self, id: WeightId) -> Vec<f64> {
+        let bytes = self.component.weight(id);
+        match self.component.spec().graph.weight(id).dtype {
+            DType::F32 => {
+                bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+            }
+            DType::F16 => {
+                bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect()
+            }
+        }
+    }
+
+    fn bias(&self, id: Option<WeightId>, n: usize) -> Vec<f64> {
+        id.map_or_else(|| vec![0.0; n], |id| self.flat(id))
+    }
+}
+
+/// Runs a component on named inputs and returns its only output.
+pub fn run(model: &Model, role: Role, inputs: &[(&str, Map)]) -> Map {
+    let w = Weights { component: model.load(role).unwrap() };
+    let graph = &w.component.spec().graph;
+    let mut values: Vec<Option<Map>> = vec![None; graph.values.len()];
+    for port in &graph.inputs {
+        let (_, map) = inputs.iter().find(|(n, _)| *n == port.name).unwrap();
+        assert_eq!(map.c as u32, graph.kind(port.value).channels());
+        values[port.value.index()] = Some(map.clone());
+    }
+    for node in &graph.nodes {
+        let x = |i: usize| values[node.inputs[i].index()].as_ref().unwrap();
+        let out = step(&w, &node.op, &x, &node.inputs);
+        assert_eq!(out.c as u32, graph.kind(node.output).channels(), "{}", node.name);
+        values[node.output.index()] = Some(out);
+    }
+    assert_eq!(graph.outputs.len(), 1);
+    values[graph.outputs[0].value.index()].take().unwrap()
+}
+
+fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[ValueId]) -> Map {
+    match *op {
+        Op::Conv2d { weight, bias, kernel, stride, pad } => {
+            let [kh, kw] = kernel.map(|v| v as usize);
+            let [sh, sw] = stride.map(|v| v as usize);
+            conv(
+                w,
+                x(0),
+                weight,
+                bias,
+                (kh, kw),
+                (sh, sw),
+                [pad.top, pad.left, pad.bottom, pad.right],
+            )
+        }
+        Op::Linear { weight, bias } => conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4]),
+        Op::GroupNorm { groups, eps, weight, bias } => {
+            let (x, scale, shift) = (x(0), w.flat(weight), w.flat(bias));
+            let size = x.c / groups as usize;
+            let mut out = x.clone();
+            for g in 0..groups as usize {
+                let member = |i: usize| i % x.c / size == g;
+                let n = (x.h * x.w * size) as f64;
+                let of = |f: &dyn Fn(f64) -> f64| {
+                    x.data
+                        .iter()
+                        .enumerate()
+                        .filter(|(i, _)| member(*i))
+                        .map(|(_, &v)| f(v))
+                        .sum::<f64>()
+                        / n
+                };
+                let mean = of(&|v| v);
+                let var = of(&|v| (v - mean).powi(2));
+                for (i, v) in out.data.iter_mut().enumerate().filter(|(i, _)| member(*i)) {
+                    let c = i % x.c;
+                    *v = (*v - mean) / (var + f64::from(eps)).sqrt() * scale[c] + shift[c];
+                }
+            }
+            out
+        }
+        Op::Silu => x(0).map(|v| v / (1.0 + (-v).exp())),
+        Op::Affine { mul, add } => x(0).map(|v| v * f64::from(mul) + f64::from(add)),
+        Op::Add => {
+            let (a, b) = (x(0), x(1));
+            Map { data: a.data.iter().zip(&b.data).map(|(a, b)| a + b).collect(), ..*a }
+        }
+        Op::AddChannel => {
+            let (a, v) = (x(0), x(1));
+            let data = a.data.iter().enumerate().map(|(i, &e)| e + v.data[i % a.c]).collect();
+            Map { data, ..*a }
+        }
+        Op::ScaleShift => {
+            let (a, v) = (x(0), x(1));
+            let at = |i: usize, e: f64| e * (1.0 + v.data[i % a.c]) + v.data[a.c + i % a.c];
+            Map { data: a.data.iter().enumerate().map(|(i, &e)| at(i, e)).collect(), ..*a }
+        }
+        Op::Concat => {
+            let parts: Vec<&Map> = (0..inputs.len()).map(x).collect();
+            let c = parts.iter().map(|p| p.c).sum();
+            let mut out = Map::zeros(parts[0].h, parts[0].w, c);
+            out.data.clear();
+            for p in 0..parts[0].h * parts[0].w {
+                for m in &parts {
+                    out.data.extend(&m.data[p * m.c..(p + 1) * m.c]);
+                }
+            }
+            out
+        }
+        Op::Upsample2x => {
+            let x = x(0);
+            let mut out = Map::zeros(2 * x.h, 2 * x.w, x.c);
+            for i in 0..out.data.len() {
+                let (p, c) = (i / x.c, i % x.c);
+                let (row, col) = (p / (2 * x.w) / 2, p % (2 * x.w) / 2);
+                out.data[i] = x.data[(row * x.w + col) * x.c + c];
+            }
+            out
+        }
+        Op::AvgPool2x => {
+            let x = x(0);
+            let (h, w) = (x.h / 2, x.w / 2);
+            let mut out = Map::zeros(h, w, x.c);
+            for i in 0..out.data.len() {
+                let (p, c) = (i / x.c, i % x.c);
+                let at = |dy: usize, dx: usize| {
+                    x.data[((p / w * 2 + dy) * x.w + p % w * 2 + dx) * x.c + c]
+                };
+                out.data[i] = (at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)) / 4.0;
+            }
+            out
+        }
+        Op::Attention { heads, scale } => {
+            attention(x(0), x(1), x(2), heads as usize, f64::from(scale))
+        }
+        Op::Codebook { table } => {
+            let (x, table) = (x(0), w.flat(table));
+            let mut out = x.clone();
+            for pixel in out.data.chunks_mut(x.c) {
+                let distance = |row: &[f64]| {
+                    row.iter().zip(&*pixel).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
+                };
+                let mut best = (f64::MAX, 0);
+                for (i, row) in table.chunks(x.c).enumerate() {
+                    if distance(row) < best.0 {
+                        best = (distance(row), i);
+                    }
+                }
+                pixel.copy_from_slice(&table[best.1 * x.c..(best.1 + 1) * x.c]);
+            }
+            out
+        }
+    }
+}
+
+fn conv(
+    w: &Weights<'_>,
+    x: &Map,
+    weight: WeightId,
+    bias: Option<WeightId>,
+    (kh, kw): (usize, usize),
+    (sh, sw): (usize, usize),
+    pad: [u32; 4],
+) -> Map {
+    let n = w.component.spec().graph.weight(weight).shape[0] as usize;
+    let (packed, bias) = (w.flat(weight), w.bias(bias, n));
+    let [top, left, bottom, right] = pad.map(|v| v as usize);
+    let (h, width) = ((x.h + top + bottom - kh) / sh + 1, (x.w + left + right - kw) / sw + 1);
+    let mut out = Map::zeros(h, width, n);
+    for oy in 0..h {
+        for ox in 0..width {
+            for o in 0..n {
+                let mut sum = bias[o];
+                for ky in 0..kh {
+                    for kx in 0..kw {
+                        let (Some(y), Some(xx)) =
+                            ((oy * sh + ky).checked_sub(top), (ox * sw + kx).checked_sub(left))
+                        else {
+                            continue;
+                        };
+                        if y >= x.h || xx >= x.w {
+                            continue;
+                        }
+                        for c in 0..x.c {
+                            let at = ((((o / 16) * kh + ky) * kw + kx) * x.c + c) * 16 + o % 16;
+                            sum += packed[at] * x.data[(y * x.w + xx) * x.c + c];
+                        }
+                    }
+                }
+                out.data[(oy * width + ox) * n + o] = sum;
+            }
+        }
+    }
+    out
+}
+
+fn attention(q: &Map, k: &Map, v: &Map, heads: usize, scale: f64) -> Map {
+    let d = q.c / heads;
+    let mut out = Map::zeros(q.h, q.w, q.c);
+    for head in 0..heads {
+        let part = |m: &Map, p: usize| m.data[p * m.c + head * d..][..d].to_vec();
+        for p in 0..q.h * q.w {
+            let query = part(q, p);
+            let scores: Vec<f64> = (0..k.h * k.w)
+                .map(|j| part(k, j).iter().zip(&query).map(|(a, b)| a * b).sum::<f64>() * scale)
+                .collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let exps: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = exps.iter().sum();
+            for (j, e) in exps.iter().enumerate() {
+                for (i, value) in part(v, j).iter().enumerate() {
+                    out.data[p * q.c + head * d + i] += e / total * value;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A copy of a diffusers fixture, to be spoilt or mended.
+pub fn copy(name: &str, to: &Path) {
+    let from = fixtures().join("models").join(name);
+    for part in ["", "unet", "vqvae", "vae", "scheduler"] {
+        let Ok(entries) = std::fs::read_dir(from.join(part)) else {
+            continue;
+        };
+        std::fs::create_dir_all(to.join(part)).unwrap();
+        for entry in entries.map(Result::unwrap).filter(|e| e.path().is_file()) {
+            std::fs::copy(entry.path(), to.join(part).join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// Replaces one key of a JSON file.
+pub fn set(path: &Path, key: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    json.as_object_mut().unwrap().insert(key.to_owned(), value);
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+/// Tensors of a safetensors file as shape and f32 values; other types are left out.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+pub fn read_tensors(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = file.iter().filter(|(_, t)| t.dtype() == Dtype::F32);
+    floats
+        .map(|(name, t)| {
+            let values =
+                t.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            (name.to_owned(), (t.shape().to_vec(), values))
+        })
+        .collect()
+}
+
+pub fn write_tensors(path: &Path, tensors: &Tensors) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.values().map(|(_, v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views: Vec<_> = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, (shape, _)), b)| {
+            (
+                name.clone(),
+                safetensors::tensor::TensorView::new(Dtype::F32, shape.clone(), b).unwrap(),
+            )
+        })
+        .collect();
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
