@@ -1,0 +1,164 @@
+//! The command line as a whole. Each command's own arguments stand with the command.
+
+use crate::command::{bench, compare, devices, inspect, run, upscale};
+use argh::{EarlyExit, FromArgs};
+use std::ffi::OsString;
+
+#[cfg(feature = "export")]
+use crate::command::export;
+
+/// Makes pictures four times as large with latent diffusion models, tile by tile, within little memory.
+#[derive(FromArgs, Debug)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "{command_name} upscale photo.jpg photo-4x.png\n{command_name} export ldm-folder -o ldm.latile --precision f16\n{command_name} upscale photo.jpg photo-4x.png --model ldm.latile --steps 15",
+    note = "Results go to stdout, everything else to stderr. LATILE_ISA=scalar|avx2|avx512|neon\nlimits the instruction set, LATILE_LOG=error|warn|info|debug sets what is logged.",
+    error_code(0, "done; the output is in place"),
+    error_code(1, "failure without a code of its own"),
+    error_code(2, "the command line is wrong"),
+    error_code(3, "a picture is refused: damaged, too large, or not a picture"),
+    error_code(4, "a model or checkpoint is refused: damaged, unsupported, or not one"),
+    error_code(5, "the memory does not suffice"),
+    error_code(6, "a file cannot be read or written, or exists and --overwrite is not given"),
+    error_code(7, "compare: the quality asked for is not reached"),
+    error_code(130, "interrupted; no output was written")
+)]
+struct Latile {
+    /// print the version
+    #[argh(switch, short = 'V')]
+    version: bool,
+
+    #[argh(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(crate) enum Command {
+    Upscale(upscale::Args),
+    #[cfg(feature = "export")]
+    Export(export::Args),
+    Inspect(inspect::Args),
+    Run(run::Args),
+    Bench(bench::Args),
+    Compare(compare::Args),
+    Devices(devices::Args),
+}
+
+/// What the command line comes to.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    /// A command.
+    Run(Command),
+    /// Something asked for, such as help: text for stdout.
+    Show(String),
+    /// A mistake: text for stderr.
+    Wrong(String),
+}
+
+/// Reads the command line, the program's name first.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
+    let mut words = Vec::new();
+    for arg in args.skip(1) {
+        match arg.into_string() {
+            Ok(word) => words.push(word),
+            Err(arg) => {
+                return Parsed::Wrong(format!(
+                    "latile: argument {} is not UTF-8; rename the file, or go to its folder and use a name that is",
+                    arg.display()
+                ));
+            }
+        }
+    }
+    let words = split_equals(words);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match Latile::from_args(&["latile"], &words) {
+        Ok(Latile { version: true, .. }) => Parsed::Show(version()),
+        Ok(Latile { command: Some(command), .. }) => Parsed::Run(command),
+        Ok(Latile { command: None, .. }) => {
+            Parsed::Wrong("latile: no command is given; see latile --help".to_owned())
+        }
+        Err(EarlyExit { output, status: Ok(()) }) => Parsed::Show(output),
+        Err(EarlyExit { output, .. }) => {
+            let help = match words.first() {
+                Some(word) if !word.starts_with('-') => format!("latile {word} --help"),
+                _ => "latile --help".to_owned(),
+            };
+            Parsed::Wrong(format!("latile: {}\nSee {help}.", output.trim_end()))
+        }
+    }
+}
+
+fn version() -> String {
+    format!("latile {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// `--name=value` as `--name value`, up to a `--`: the parser knows only the latter.
+fn split_equals(words: Vec<String>) -> Vec<String> {
+    let mut out = Vec::with_capacity(words.len());
+    let mut options = true;
+    for word in words {
+        options &= word != "--";
+        match word.split_once('=') {
+            Some((name, value)) if options && name.starts_with("--") => {
+                out.extend([name.to_owned(), value.to_owned()]);
+            }
+            _ => out.push(word),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Parsed {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn options_take_either_form() {
+        for line in [
+            "latile upscale a.png b.png --steps 7 --eta 0.5",
+            "latile upscale --steps=7 a.png --eta=0.5 b.png",
+        ] {
+            let Parsed::Run(Command::Upscale(args)) = parse_line(line) else {
+                panic!("{line}");
+            };
+            assert_eq!((args.steps, args.eta), (Some(7), Some(0.5)));
+            assert_eq!(args.output.to_str(), Some("b.png"));
+        }
+    }
+
+    #[test]
+    fn help_is_shown_and_mistakes_are_wrong() {
+        for line in
+            ["latile --help", "latile -h", "latile upscale --help", "latile --version", "latile -V"]
+        {
+            assert!(matches!(parse_line(line), Parsed::Show(_)), "{line}");
+        }
+        for line in [
+            "latile",
+            "latile nonsense",
+            "latile upscale a.png",
+            "latile upscale a.png b.png --steps many",
+            "latile upscale a.png b.png c.png",
+            "latile bench m --component nose --latent 8x8",
+        ] {
+            assert!(matches!(parse_line(line), Parsed::Wrong(_)), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_lists_every_exit_code() {
+        let Parsed::Show(text) = parse_line("latile --help") else { panic!("help") };
+        for code in ["0", "1", "2", "3", "4", "5", "6", "7", "130"] {
+            assert!(
+                text.lines().any(|l| l.split_whitespace().next() == Some(code)),
+                "{code} in {text}"
+            );
+        }
+    }
+}

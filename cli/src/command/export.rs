@@ -1,0 +1,235 @@
+//! `latile export`: a trained checkpoint becomes one `.latile` file.
+
+use crate::console::{bytes, count, remark, say, say_json};
+use crate::exit::{Interrupted, UsageError};
+use crate::interrupt::Interrupt;
+use crate::memory::peak_rss_bytes;
+use crate::output;
+use crate::progress::{Progress, Unit};
+use argh::FromArgs;
+use latile_export::compvis::Ema;
+#[cfg(feature = "onnx")]
+use latile_export::onnx::{OnnxParts, export_onnx};
+use latile_export::{ExportError, ExportOptions, Summary};
+use latile_runtime::format::Precision;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Turns a trained checkpoint into one .latile file.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "export",
+    help_triggers("-h", "--help"),
+    example = "{command_name} ldm-super-resolution-4x-openimages -o sr.latile --precision f16\n{command_name} model.ckpt -o sr.latile --precision f32 --name bsr_sr",
+    note = "A checkpoint is a diffusers folder (safetensors or pytorch .bin weights) or a CompVis\n.ckpt or .safetensors file. Pickles are read without executing anything in them. ONNX graphs\ncome one by one, by --unet and --decoder, where the program was built with them."
+)]
+pub(crate) struct Args {
+    /// a diffusers folder, or a CompVis .ckpt or .safetensors file
+    #[argh(positional, arg_name = "CHECKPOINT")]
+    pub(crate) checkpoint: Option<PathBuf>,
+
+    /// an ONNX U-Net, in place of a checkpoint
+    #[argh(option, arg_name = "file.onnx")]
+    pub(crate) unet: Option<PathBuf>,
+
+    /// an ONNX decoder, in place of a checkpoint
+    #[argh(option, arg_name = "file.onnx")]
+    pub(crate) decoder: Option<PathBuf>,
+
+    /// an ONNX encoder, in place of a checkpoint
+    #[argh(option, arg_name = "file.onnx")]
+    pub(crate) encoder: Option<PathBuf>,
+
+    /// with ONNX files: the model's scheduler_config.json; by default LDM's own noise schedule
+    #[argh(option, arg_name = "file.json")]
+    pub(crate) scheduler: Option<PathBuf>,
+
+    /// with ONNX files: the latent's scaling_factor (default 1)
+    #[argh(option, arg_name = "x", default = "1.0")]
+    pub(crate) latent_scale: f32,
+
+    /// with ONNX files: the latent's shift_factor (default 0)
+    #[argh(option, arg_name = "x", default = "0.0")]
+    pub(crate) latent_shift: f32,
+
+    /// the .latile file to write
+    #[argh(option, short = 'o', arg_name = "file")]
+    pub(crate) output: PathBuf,
+
+    /// how weights and activations are stored: f32 or f16 (default f16)
+    #[argh(option, from_str_fn(precision), default = "Precision::F16", arg_name = "type")]
+    pub(crate) precision: Precision,
+
+    /// the model's name; by default the checkpoint's
+    #[argh(option, arg_name = "text")]
+    pub(crate) name: Option<String>,
+
+    /// its licence, as an SPDX expression; by default what the checkpoint's card says
+    #[argh(option, arg_name = "spdx")]
+    pub(crate) license: Option<String>,
+
+    /// DDIM steps that upscale takes by default
+    #[argh(option, arg_name = "n")]
+    pub(crate) steps: Option<u32>,
+
+    /// DDIM's eta that upscale takes by default
+    #[argh(option, arg_name = "x")]
+    pub(crate) eta: Option<f32>,
+
+    /// keep the autoencoder's encoder, which super-resolution does not need
+    #[argh(switch)]
+    pub(crate) with_encoder: bool,
+
+    /// which U-Net weights of a CompVis checkpoint: auto (averaged where complete), yes or no (default auto)
+    #[argh(option, from_str_fn(ema), default = "Ema::Auto", arg_name = "which")]
+    pub(crate) ema: Ema,
+
+    /// replace the output if it exists
+    #[argh(switch)]
+    pub(crate) overwrite: bool,
+
+    /// print one JSON object
+    #[argh(switch)]
+    pub(crate) json: bool,
+}
+
+/// What is exported.
+enum Source<'a> {
+    /// A folder or file that says itself what it is.
+    Checkpoint(&'a Path),
+    /// Components one by one.
+    #[cfg(feature = "onnx")]
+    Onnx(OnnxParts),
+}
+
+fn source(args: &Args) -> Result<Source<'_>, UsageError> {
+    let onnx = [&args.unet, &args.decoder, &args.encoder];
+    match (&args.checkpoint, onnx.iter().any(|f| f.is_some())) {
+        (Some(_), false)
+            if args.scheduler.is_some() || args.latent_scale != 1.0 || args.latent_shift != 0.0 =>
+        {
+            Err(UsageError(
+                "--scheduler, --latent-scale and --latent-shift are for ONNX files; a CHECKPOINT says these itself"
+                    .to_owned(),
+            ))
+        }
+        (Some(path), false) => Ok(Source::Checkpoint(path)),
+        (None, true) => onnx_source(args),
+        (None, false) => Err(UsageError(
+            "name a CHECKPOINT to export: a diffusers folder, or a CompVis .ckpt or .safetensors file"
+                .to_owned(),
+        )),
+        (Some(_), true) => Err(UsageError(
+            "a CHECKPOINT holds all its components; --unet, --decoder and --encoder go without one"
+                .to_owned(),
+        )),
+    }
+}
+
+#[cfg(feature = "onnx")]
+fn onnx_source(args: &Args) -> Result<Source<'_>, UsageError> {
+    Ok(Source::Onnx(OnnxParts {
+        unet: args.unet.clone(),
+        decoder: args.decoder.clone(),
+        encoder: args.encoder.clone(),
+        scheduler: args.scheduler.clone(),
+        scale: args.latent_scale,
+        shift: args.latent_shift,
+    }))
+}
+
+#[cfg(not(feature = "onnx"))]
+fn onnx_source(_: &Args) -> Result<Source<'_>, UsageError> {
+    Err(UsageError(
+        "this program was built without ONNX; build it with `cargo build --release --features onnx`, which needs a C compiler, or export the checkpoint the graphs came from"
+            .to_owned(),
+    ))
+}
+
+fn precision(name: &str) -> Result<Precision, String> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "f16" => Ok(Precision::F16),
+        _ => Err("a precision is f32 or f16".to_owned()),
+    }
+}
+
+fn ema(name: &str) -> Result<Ema, String> {
+    match name {
+        "auto" => Ok(Ema::Auto),
+        "yes" => Ok(Ema::Yes),
+        "no" => Ok(Ema::No),
+        _ => Err("it can be auto, yes or no".to_owned()),
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    seconds: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// Exports and reports.
+///
+/// # Errors
+/// A checkpoint that cannot be read or is refused, an output that cannot be written; [`Interrupted`].
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
+    if args.steps.is_some_and(|s| !(1..=1000).contains(&s)) {
+        return Err(UsageError("--steps can be 1 to 1000".to_owned()).into());
+    }
+    if args.eta.is_some_and(|e| !(0.0..=1.0).contains(&e)) {
+        return Err(UsageError("--eta can be 0 to 1".to_owned()).into());
+    }
+    let source = source(args)?;
+    output::check(&args.output, args.overwrite)?;
+    let options = ExportOptions {
+        precision: args.precision,
+        overwrite: args.overwrite,
+        encoder: args.with_encoder || args.encoder.is_some(),
+        name: args.name.clone(),
+        license: args.license.clone(),
+        steps: args.steps,
+        eta: args.eta,
+        ema: args.ema,
+        ..ExportOptions::default()
+    };
+    let mut progress = Progress::new("export", Unit::Bytes);
+    let start = Instant::now();
+    let mut on_progress = |p: latile_export::Progress| {
+        progress.at(p.done, p.total, p.stage);
+        if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let summary = match source {
+        Source::Checkpoint(path) => {
+            latile_export::export(path, &args.output, &options, &mut on_progress)
+        }
+        #[cfg(feature = "onnx")]
+        Source::Onnx(files) => export_onnx(&files, &args.output, &options, &mut on_progress),
+    }
+    .map_err(|e| match e {
+        ExportError::Cancelled => anyhow::Error::from(Interrupted),
+        other => other.into(),
+    })?;
+    drop(progress);
+    let seconds = start.elapsed().as_secs_f64();
+    for note in &summary.notes {
+        remark(&format!("note: {note}"));
+    }
+    if args.json {
+        return say_json(&Report { summary: &summary, seconds, peak_rss_bytes: peak_rss_bytes() });
+    }
+    let components: Vec<String> =
+        summary.components.iter().map(|c| format!("{} {}", c.role, count(c.parameters))).collect();
+    Ok(say(&format!(
+        "{}  {}, {}, from {}: {} parameters",
+        summary.path.display(),
+        bytes(summary.bytes),
+        summary.precision.dtype(),
+        summary.source,
+        components.join(", ")
+    ))?)
+}

@@ -1,0 +1,356 @@
+//! `latile upscale`: a picture in, a larger picture out.
+
+use crate::bundled;
+use crate::console::{bytes, say, say_json};
+use crate::exit::{Interrupted, UsageError};
+use crate::interrupt::Interrupt;
+use crate::memory::peak_rss_bytes;
+use crate::output;
+use crate::picture::{self, Encoding, Picture, PictureError, Samples};
+use crate::progress::{Progress, Unit};
+use crate::tensors;
+use anyhow::anyhow;
+use argh::FromArgs;
+use latile_runtime::format::Spacing;
+use latile_runtime::pipeline::{
+    self, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Stage,
+};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The largest result: 16384 × 16384 pixels.
+const MAX_RESULT_PIXELS: u64 = 1 << 28;
+
+/// Makes a picture four times as large.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "upscale",
+    help_triggers("-h", "--help"),
+    example = "{command_name} photo.jpg photo-4x.png\n{command_name} photo.jpg photo-4x.jpg --steps 8 --seed 3 --json",
+    note = "The EXIF orientation is applied and an ICC profile goes along. Opacity is enlarged\nbicubically. Samples of 16 bits stay so in a .png."
+)]
+pub(crate) struct Args {
+    /// the picture: PNG, JPEG or WebP
+    #[argh(positional, arg_name = "INPUT")]
+    pub(crate) input: PathBuf,
+
+    /// the result: .png, .jpg or .webp
+    #[argh(positional, arg_name = "OUTPUT")]
+    pub(crate) output: PathBuf,
+
+    /// a .latile super-resolution model in place of the bundled one
+    #[argh(option, arg_name = "file")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// DDIM steps; by default what the model says
+    #[argh(option, arg_name = "n")]
+    pub(crate) steps: Option<u32>,
+
+    /// how much fresh noise a step adds, 0 (none) to 1; by default what the model says
+    #[argh(option, arg_name = "x")]
+    pub(crate) eta: Option<f32>,
+
+    /// seed of the noise, as torch.manual_seed takes it (default 0)
+    #[argh(option, arg_name = "n", default = "0")]
+    pub(crate) seed: u64,
+
+    /// how timesteps are chosen: compvis, leading, trailing or linspace; by default what the model says
+    #[argh(option, from_str_fn(spacing), arg_name = "name")]
+    pub(crate) spacing: Option<Spacing>,
+
+    /// threads, by default one for each core
+    #[argh(option, arg_name = "n")]
+    pub(crate) threads: Option<usize>,
+
+    /// largest side of a tile, in pixels of the input: less takes less memory
+    #[argh(option, arg_name = "px")]
+    pub(crate) tile: Option<usize>,
+
+    /// least overlap of tiles, in pixels of the input
+    #[argh(option, arg_name = "px")]
+    pub(crate) overlap: Option<usize>,
+
+    /// a safetensors file with the noise to use: noise [1,C,H,W] and, where eta is not 0,
+    /// eta_noise [S,C,H,W]
+    #[argh(option, arg_name = "file")]
+    pub(crate) noise: Option<PathBuf>,
+
+    /// quality of a JPEG result, 1 to 100 (default 95)
+    #[argh(option, arg_name = "n", default = "95")]
+    pub(crate) quality: u8,
+
+    /// replace the output if it exists
+    #[argh(switch)]
+    pub(crate) overwrite: bool,
+
+    /// print one JSON object
+    #[argh(switch)]
+    pub(crate) json: bool,
+}
+
+fn spacing(name: &str) -> Result<Spacing, String> {
+    match name {
+        "compvis" => Ok(Spacing::Compvis),
+        "leading" => Ok(Spacing::Leading),
+        "trailing" => Ok(Spacing::Trailing),
+        "linspace" => Ok(Spacing::Linspace),
+        _ => Err("a spacing is compvis, leading, trailing or linspace".to_owned()),
+    }
+}
+
+/// What `--json` prints. Sizes are `[height, width]`.
+#[derive(serde::Serialize)]
+struct Report<'a> {
+    input: &'a Path,
+    output: &'a Path,
+    model: &'a str,
+    precision: &'static str,
+    input_size: [u32; 2],
+    output_size: [u32; 2],
+    backend: &'a str,
+    isa: &'a str,
+    threads: usize,
+    seed: u64,
+    steps: usize,
+    eta: f32,
+    spacing: Spacing,
+    timesteps: &'a [u32],
+    tiles: usize,
+    tile: [usize; 2],
+    overlap: [usize; 2],
+    /// Of the run: from the picture in memory to the result in memory.
+    seconds: f64,
+    gmac: f64,
+    gmac_per_s: f64,
+    arena_bytes: usize,
+    weight_bytes: usize,
+    pipeline_bytes: usize,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// Checks everything that can be checked, upscales, writes, reports.
+///
+/// # Errors
+/// Every way in which the picture, the model, the options, the memory or the output can be unfit;
+/// [`Interrupted`].
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let encoding = Encoding::of(&args.output, args.quality)?;
+    output::check(&args.output, args.overwrite)?;
+    let mut input = picture::read(&args.input)?;
+    let model = bundled::open(args.model.as_deref())?;
+    let options = Options {
+        steps: args.steps,
+        eta: args.eta,
+        seed: args.seed,
+        spacing: args.spacing,
+        tile: args.tile,
+        overlap: args.overlap,
+        noise: args.noise.as_deref().map(read_noise).transpose()?,
+    };
+    let size = (input.width as usize, input.height as usize);
+    let plan = Plan::new(&model, size.0, size.1, &options)?;
+    let [height, width] = result_size(&plan, &args.input)?;
+    let opacity = input.opacity.take();
+    encoding.can_hold(width, height, opacity.is_some())?;
+    let backend = super::cpu(args.threads)?;
+    interrupt.check()?;
+
+    let deep = matches!(input.rgb, Samples::Sixteen(_)) && encoding == Encoding::Png;
+    let mut result = Rows::new(width, height, deep)?;
+    let mut progress = Progress::new("upscale", Unit::Macs);
+    let start = Instant::now();
+    let report = {
+        let unit = match &input.rgb {
+            Samples::Eight(_) => Vec::new(),
+            deep => deep.to_unit().iter().map(|v| v * 2.0 - 1.0).collect(),
+        };
+        let pixels = match &input.rgb {
+            Samples::Eight(v) => Pixels::Rgb8(v),
+            Samples::Sixteen(_) => Pixels::Unit(&unit),
+        };
+        let picture = pipeline::Picture { width: size.0, height: size.1, pixels };
+        plan.run(
+            &backend,
+            picture,
+            &mut |p| {
+                progress.at(p.done, p.total, &next(p));
+                if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+            &mut |y, row| result.put(y, row),
+        )
+        .map_err(|e| match e {
+            PipelineError::Cancelled => anyhow::Error::from(Interrupted),
+            other => other.into(),
+        })?
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    drop(progress);
+
+    let result = Picture {
+        width,
+        height,
+        rgb: result.samples,
+        opacity: opacity
+            .map(|a| {
+                picture::enlarge(a, (input.width, input.height), (width, height))
+                    .ok_or_else(|| anyhow!("the opacity channel has another size than the picture"))
+            })
+            .transpose()?,
+        icc: input.icc.take(),
+    };
+    output::write(&args.output, args.overwrite, |file| {
+        picture::write(&result, encoding, file, &args.output)?;
+        Ok(interrupt.check()?)
+    })?;
+
+    let report = Report {
+        input: &args.input,
+        output: &args.output,
+        model: model.name(),
+        precision: model.manifest().precision.dtype().name(),
+        input_size: [input.height, input.width],
+        output_size: [height, width],
+        backend: &report.backend,
+        isa: &report.isa,
+        threads: report.threads,
+        seed: report.seed,
+        steps: report.steps,
+        eta: report.eta,
+        spacing: report.spacing,
+        timesteps: &report.timesteps,
+        tiles: report.tiles,
+        tile: report.tile,
+        overlap: report.overlap,
+        seconds,
+        gmac: report.gmac,
+        gmac_per_s: report.gmac / seconds,
+        arena_bytes: report.arena_bytes,
+        weight_bytes: report.weight_bytes,
+        pipeline_bytes: report.pipeline_bytes,
+        peak_rss_bytes: peak_rss_bytes(),
+    };
+    if args.json { say_json(&report) } else { Ok(say(&describe(&report))?) }
+}
+
+/// Height and width of the result, within what is made.
+fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> {
+    let [height, width] = plan.output_size();
+    let pixels = height as u64 * width as u64;
+    match (u32::try_from(height), u32::try_from(width)) {
+        (Ok(h), Ok(w)) if pixels <= MAX_RESULT_PIXELS => Ok([h, w]),
+        _ => Err(PictureError::Refused {
+            path: input.to_owned(),
+            why: format!(
+                "the result would have {width}x{height} pixels, {} megapixels of at most {}; crop or shrink it first",
+                pixels / 1_000_000,
+                MAX_RESULT_PIXELS / 1_000_000
+            ),
+        }),
+    }
+}
+
+fn read_noise(path: &Path) -> anyhow::Result<GivenNoise> {
+    let mut initial = None;
+    let mut eta = None;
+    for (name, t) in tensors::read(path)? {
+        let tensor = Some(NoiseTensor { shape: t.shape, data: t.data });
+        match name.as_str() {
+            "noise" => initial = tensor,
+            "eta_noise" => eta = tensor,
+            _ => {
+                return Err(UsageError(format!(
+                    "{} holds tensor {}; noise files hold noise and, if need be, eta_noise",
+                    path.display(),
+                    crate::console::plain(&name)
+                ))
+                .into());
+            }
+        }
+    }
+    let initial = initial
+        .ok_or_else(|| UsageError(format!("{} holds no tensor named noise", path.display())))?;
+    Ok(GivenNoise { initial, eta })
+}
+
+/// What comes next, in words.
+fn next(p: &pipeline::Progress) -> String {
+    if p.done == p.total {
+        return String::new();
+    }
+    let mut text = match p.stage {
+        Stage::Denoise => format!("step {} of {}", p.step + 1, p.steps),
+        Stage::Decode => "decoding".to_owned(),
+    };
+    if p.tiles > 1 {
+        text.push_str(&format!(", tile {} of {}", p.tile + 1, p.tiles));
+    }
+    text
+}
+
+/// The result as its rows arrive.
+struct Rows {
+    samples: Samples,
+}
+
+impl Rows {
+    fn new(width: u32, height: u32, deep: bool) -> Result<Self, PipelineError> {
+        // Invariant: `result_size` has bounded the product.
+        let len = width as usize * height as usize * 3;
+        let refused =
+            |size: usize| PipelineError::OutOfMemory { bytes: len * size, what: "the result" };
+        let samples = if deep {
+            let mut v = Vec::new();
+            v.try_reserve_exact(len).map_err(|_| refused(2))?;
+            Samples::Sixteen(v)
+        } else {
+            let mut v = Vec::new();
+            v.try_reserve_exact(len).map_err(|_| refused(1))?;
+            Samples::Eight(v)
+        };
+        Ok(Self { samples })
+    }
+
+    /// Takes row `y`, −1 to 1; rows come from the top.
+    fn put(&mut self, y: usize, row: &[f32]) {
+        debug_assert_eq!(self.samples.len(), y * row.len());
+        let scaled =
+            |v: f32, most: f32| ((v.clamp(-1.0, 1.0) / 2.0 + 0.5) * most).round_ties_even();
+        match &mut self.samples {
+            Samples::Eight(out) => out.extend(row.iter().map(|&v| scaled(v, 255.0) as u8)),
+            Samples::Sixteen(out) => out.extend(row.iter().map(|&v| scaled(v, 65535.0) as u16)),
+        }
+    }
+}
+
+fn describe(r: &Report<'_>) -> String {
+    let [h, w] = r.output_size;
+    let tiles = if r.tiles > 1 { format!(", {} tiles", r.tiles) } else { String::new() };
+    let peak = r.peak_rss_bytes.map_or(String::new(), |p| format!(", peak {}", bytes(p)));
+    format!(
+        "{}  {w}x{h}, {} steps{tiles}, {:.1} s, {:.1} GMAC/s on {} with {} threads{peak}",
+        r.output.display(),
+        r.steps,
+        r.seconds,
+        r.gmac_per_s,
+        r.isa,
+        r.threads
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_samples() {
+        let mut rows = Rows::new(1, 2, false).unwrap();
+        rows.put(0, &[-1.0, 0.0, 1.0]);
+        rows.put(1, &[-2.0, 2.0, 0.5]);
+        assert_eq!(rows.samples, Samples::Eight(vec![0, 128, 255, 0, 255, 191]));
+        let mut rows = Rows::new(1, 1, true).unwrap();
+        rows.put(0, &[-1.0, 1.0, 1.0 / 65535.0]);
+        assert_eq!(rows.samples, Samples::Sixteen(vec![0, 65535, 32768]));
+    }
+}

@@ -1,0 +1,96 @@
+//! Pictures as files and as numbers.
+//!
+//! Lives here: reading PNG, JPEG and WebP with limits ([`decode`]), writing them ([`encode`]), resizing an
+//! opacity channel ([`opacity`]) and measuring one picture against another ([`measure`]). Never here:
+//! networks, tiles, the command line.
+
+mod decode;
+mod encode;
+mod measure;
+mod opacity;
+
+pub(crate) use decode::read;
+pub(crate) use encode::{Encoding, write};
+pub(crate) use measure::{Measures, measure};
+pub(crate) use opacity::enlarge;
+
+use std::path::PathBuf;
+
+/// Why a picture cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PictureError {
+    /// The file cannot be read.
+    #[error("cannot read picture {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no picture that latile takes.
+    #[error("picture {} is refused: {why}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+}
+
+/// Samples of one or more channels, interleaved, as deep as the file had them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Samples {
+    /// 0 to 255.
+    Eight(Vec<u8>),
+    /// 0 to 65535.
+    Sixteen(Vec<u16>),
+}
+
+impl Samples {
+    /// Number of samples.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Eight(v) => v.len(),
+            Self::Sixteen(v) => v.len(),
+        }
+    }
+
+    /// Sample `i` on the scale 0 to 255.
+    pub(crate) fn on_255(&self, i: usize) -> f64 {
+        match self {
+            Self::Eight(v) => f64::from(v[i]),
+            Self::Sixteen(v) => f64::from(v[i]) / 257.0,
+        }
+    }
+
+    /// All samples on the scale 0 to 1.
+    pub(crate) fn to_unit(&self) -> Vec<f32> {
+        match self {
+            Self::Eight(v) => v.iter().map(|&s| f32::from(s) / 255.0).collect(),
+            Self::Sixteen(v) => v.iter().map(|&s| f32::from(s) / 65535.0).collect(),
+        }
+    }
+
+    /// Whether every sample has its largest value.
+    fn all_full(&self) -> bool {
+        match self {
+            Self::Eight(v) => v.iter().all(|&s| s == u8::MAX),
+            Self::Sixteen(v) => v.iter().all(|&s| s == u16::MAX),
+        }
+    }
+}
+
+/// A picture in memory, upright, in the colour space its file names (sRGB where it names none).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Picture {
+    /// Columns, at least 1.
+    pub(crate) width: u32,
+    /// Rows, at least 1.
+    pub(crate) height: u32,
+    /// Red, green, blue of each pixel, row by row.
+    pub(crate) rgb: Samples,
+    /// Opacity of each pixel, where the file has one that is not full everywhere; not premultiplied.
+    pub(crate) opacity: Option<Samples>,
+    /// The file's ICC profile for its RGB values, to go along with them.
+    pub(crate) icc: Option<Vec<u8>>,
+}
