@@ -37,18 +37,52 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16)
 
 
+class Team:
+    """The processes that train together, each on its share of every batch (environment: RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT, as torchrun sets them; one process without them). On a busy CPU two processes of one thread each do far
+    more than one of two threads, which waits at the end of every operator for the slower core."""
+
+    def __init__(self, device):
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1:
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def leads(self):
+        return self.rank == 0
+
+    def average(self, parameters, progress=0.0):
+        """Averages the gradients over the team; returns the leader's `progress`, so that all stages turn in the same step."""
+        if self.size == 1:
+            return progress
+        grads = [p.grad for p in parameters if p.grad is not None]
+        extra = torch.tensor([progress * self.size if self.leads else 0.0], device=grads[0].device)
+        flat = torch.cat([extra] + [g.flatten() for g in grads])
+        torch.distributed.all_reduce(flat)
+        flat /= self.size
+        at = 1
+        for g in grads:
+            g.copy_(flat[at:at + g.numel()].view_as(g))
+            at += g.numel()
+        return float(flat[0])
+
+    def close(self):
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
+
+
 # ---------------------------------------------------------------- data
 class Crops(torch.utils.data.Dataset):
     """Item `i` is the crop that `(seed, i)` names, whatever came before it: so a run that is cut and resumed sees what
     an uncut run would have seen. HR and LR are f32 [3, H, W] in [-1, 1]; LR is the PIL bicubic quarter of the HR crop,
     rounded to 8 bits, or a degraded one."""
 
-    def __init__(self, folder, config, count, crop=None):
+    def __init__(self, folder, config, count, crop):
         with open(os.path.join(folder, "index.json")) as f:
             self.index = json.load(f)["pictures"]
         self.pixels = np.memmap(os.path.join(folder, "pixels.bin"), np.uint8, "r")
         d = config["data"]
-        self.crop, self.pick, self.seed, self.count = crop or d["crop"], d["pick"], config["seed"], count
+        self.crop, self.pick, self.seed, self.count = crop, d["pick"], config["seed"], count
         self.degradation = config["degradation"]
         usable = [p for p in self.index if min(p["height"], p["width"]) >= self.crop]
         kinds = {"photo": (1 - d["texture_weight"]) * (1 - d["half_scale_weight"]),
@@ -95,13 +129,17 @@ def to_image(x):
     return a.permute(1, 2, 0).numpy()
 
 
-def batches(folder, config, stage, step, steps, device):
-    """Yields (step, hr, lr) from `step` on. Stages draw from disjoint item numbers."""
+def batches(folder, config, stage, step, steps, device, team):
+    """Yields (step, hr, lr) from `step` on: this process's share of each batch. Stages draw from disjoint item numbers."""
     size = config[stage]["batch"]
+    if size % team.size:
+        raise SystemExit(f"[{stage}] batch = {size} cannot be shared by {team.size} processes")
+    share = size // team.size
     base = {"train_autoencoder": 0, "train_unet": 1 << 40, "finetune": 1 << 41}[stage]
-    data = Crops(folder, config, 1 << 42)
-    items = range(base + step * size, base + steps * size)
-    loader = torch.utils.data.DataLoader(data, batch_size=size, sampler=items, num_workers=config["data"]["workers"],
+    data = Crops(folder, config, 1 << 42, config[stage]["crop"])
+    first = base + team.rank * share
+    items = (first + s * size + i for s in range(step, steps) for i in range(share))
+    loader = torch.utils.data.DataLoader(data, batch_size=share, sampler=items, num_workers=config["data"]["workers"],
                                          pin_memory=device.type == "cuda", drop_last=True)
     for hr, lr in loader:
         yield step, hr.to(device, non_blocking=True), lr.to(device, non_blocking=True)
@@ -175,14 +213,16 @@ def load_checkpoint(path):
 
 class Log:
     """One CSV of losses per stage, one line every `every` steps; reopened for appending on resume, so that the curve of
-    a run stays one file."""
+    a run stays one file. The leader alone writes, of its own share of the batches."""
 
-    def __init__(self, path, every):
-        self.path, self.every, self.sums, self.count = path, every, {}, 0
+    def __init__(self, path, every, team):
+        self.path, self.every, self.leads, self.sums, self.count = path, every, team.leads, {}, 0
 
     def add(self, step, seconds, values):
+        if not self.leads:
+            return
         for k, v in values.items():
-            self.sums[k] = self.sums.get(k, 0.0) + float(v)
+            self.sums[k] = self.sums.get(k, 0.0) + (v.item() if torch.is_tensor(v) else v)
         self.count += 1
         if (step + 1) % self.every:
             return

@@ -52,19 +52,25 @@ def write_tensors(path, tensors):
 
 
 def write_json(path, value):
-    """Writes JSON with a stable order and a final newline."""
+    """Writes JSON with a stable order; a list gets one line for each entry."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    if isinstance(value, list):
+        text = "[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in value) + "\n]\n"
+    else:
+        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    path.write_text(text)
 
 
 def codebook_margin(latents, codebook):
-    """Smallest relative gap between the nearest and second nearest code over all pixels.
+    """How far the least clear choice of a code is from flipping, relative to the latent's size.
 
-    `latents` is [1, C, H, W], `codebook` [codes, C]. Runs are only kept where this gap
-    is far above rounding, so that a correct reimplementation picks the same codes.
+    `latents` is [1, C, H, W], `codebook` [codes, C]. The gap between the distances to the
+    nearest and to the second nearest code changes by at most twice a latent's error, so a
+    run with a gap far above rounding is decoded from the same codes by every correct
+    implementation.
     """
     flat = latents.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1]).double()
     distance = torch.cdist(flat, codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
     best = distance.topk(2, dim=1, largest=False).values
-    return float(((best[:, 1] - best[:, 0]) / best[:, 1].clamp_min(1e-12)).min())
+    return float((best[:, 1] - best[:, 0]).min() / flat.abs().max())
