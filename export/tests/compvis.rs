@@ -71,7 +71,7 @@ fn compvis_and_diffusers_layouts_of_the_same_weights_give_the_same_file() {
 /// The fixture with complete averaged weights, each the plain one plus a quarter.
 fn with_ema() -> Tensors {
     let mut tensors = fixture();
-    let plain: Vec<(String, (Vec<usize>, Vec<f32>))> = tensors
+    let plain: Tensors = tensors
         .iter()
         .filter(|(n, _)| n.starts_with("model.diffusion_model."))
         .map(|(n, t)| (n.clone(), t.clone()))

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
 
-  tidy                      check the arrows between crates, where unsafe stands, file sizes, paragraphs, links
+  tidy                      check what ARCHITECTURE.md promises: arrows, unsafety, sizes, paragraphs, links
   parity [--python PYTHON] [--dir DIR]
                             compare the full-size LDM-SR (random weights) with diffusers; minutes, 3 GB of disk";
 

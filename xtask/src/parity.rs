@@ -24,7 +24,7 @@ const COMPONENTS: [(&str, &str, &str); 3] = [
 ///
 /// # Errors
 /// Where a command fails or a tolerance is exceeded.
-pub fn run(root: &Path, args: &[String]) -> Result<()> {
+pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let (mut python, mut dir) = ("python3".to_owned(), root.join("target/parity"));
     for pair in args.chunks(2) {
         match pair {

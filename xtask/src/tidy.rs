@@ -45,7 +45,7 @@ const ROOMS: &[&str] = &[
 ///
 /// # Errors
 /// With the number of complaints, after printing them.
-pub fn run(root: &Path) -> Result<()> {
+pub(crate) fn run(root: &Path) -> Result<()> {
     let files = tracked(root)?;
     let mut complaints = Vec::new();
     complaints.extend(arrows(root)?);

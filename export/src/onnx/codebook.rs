@@ -4,8 +4,10 @@
 //! root). Instead of matching each, the nodes between the latent and `ArgMin` are evaluated on probe vectors, and
 //! the indices compared with a search of our own.
 
-use super::recognise::{Constant, Recogniser, Sym};
-use super::tensor::{Elements, Tensor, fold};
+use super::fold::fold;
+use super::recognise::Recogniser;
+use super::sym::{Constant, Sym};
+use super::tensor::{Elements, Tensor};
 use super::view::View;
 use std::collections::HashMap;
 

@@ -2,15 +2,19 @@
 //! opset 18 and later by its newer exporter).
 //!
 //! Lives here: the reader over tract-onnx ([`file`]), the recogniser that puts operators together again
-//! ([`recognise`], [`patterns`], [`codebook`], [`time`]), and the step that gives the result the native importer's
+//! ([`recognise`], [`layers`], [`patterns`], [`codebook`], [`time`]), and the step that gives the result the native importer's
 //! form ([`canon`]). Never here: execution; constants are folded, networks are not run. tract's reader holds a file
 //! whole: exporting needs about the memory of the largest file, beside what the other routes need.
 
 mod canon;
 mod codebook;
+mod constants;
 mod file;
+mod fold;
+mod layers;
 mod patterns;
 mod recognise;
+mod sym;
 mod tensor;
 mod time;
 mod view;
@@ -109,10 +113,11 @@ pub fn export_onnx(
         model.latent =
             Some(LatentSpec { channels, factor, scale: parts.scale, shift: parts.shift });
     }
-    if let (Some(unet), Some(decoder)) = (of(Role::Unet), of(Role::Decoder)) {
-        if unet.2 == decoder.1 && unet.1 == decoder.1 + decoder.2 {
-            model.task = Task::SuperResolution;
-        }
+    if let (Some(unet), Some(decoder)) = (of(Role::Unet), of(Role::Decoder))
+        && unet.2 == decoder.1
+        && unet.1 == decoder.1 + decoder.2
+    {
+        model.task = Task::SuperResolution;
     }
     model.scheduler = match &parts.scheduler {
         Some(path) => {

@@ -8,7 +8,8 @@
 
 use super::fail;
 use super::file::{OnnxFile, OnnxNode};
-use super::tensor::{self, Tensor, attr_float, attr_int, attr_ints, attr_text, fold};
+use super::sym::{Constant, Sym, computed, dims};
+use super::tensor::{self, Tensor, attr_float, attr_int, attr_ints, attr_text};
 use super::view::{View, map_axes, vector_axes};
 use crate::ExportError;
 use crate::build::Builder;
@@ -23,80 +24,6 @@ use std::rc::Rc;
 const EXAMPLE: (usize, usize) = (192, 320);
 /// Timesteps at which the projection is computed.
 pub(super) const PROBES: [i64; 5] = [0, 1, 37, 500, 999];
-
-/// A constant: computed, or a stored tensor that need not be loaded.
-#[derive(Debug)]
-pub(super) struct Constant {
-    pub(super) dims: Vec<usize>,
-    /// The stored tensor with the same elements in the same order, or with its two axes exchanged.
-    source: Option<(String, bool)>,
-    value: Option<Rc<Tensor>>,
-}
-
-impl Constant {
-    /// The stored tensor's name.
-    pub(super) fn name(&self) -> Option<&str> {
-        self.source.as_ref().map(|(name, _)| name.as_str())
-    }
-}
-
-/// What is known of an ONNX tensor.
-#[derive(Clone, Debug)]
-pub(super) enum Sym {
-    Const(Rc<Constant>),
-    /// Its value at each of [`PROBES`].
-    Time(Rc<Vec<Tensor>>),
-    View(View),
-    Sigmoid(View),
-    /// A product with a matrix whose bias may follow.
-    Product {
-        x: View,
-        weight: Rc<Constant>,
-        part: Part,
-    },
-    /// Normalised in groups; scale and shift follow. The view is of the input, regrouped as the result is.
-    Normed {
-        x: View,
-        groups: usize,
-        eps: f32,
-        scale: Option<Rc<Constant>>,
-    },
-    /// A map times `1 + v[..c]`; the shift by `v[c..]` follows.
-    Scaled {
-        x: View,
-        v: ValueId,
-    },
-    Difference {
-        of: View,
-        less: View,
-    },
-    Scores {
-        q: ValueId,
-        k: ValueId,
-        heads: usize,
-        width: usize,
-        scale: f32,
-        dims: Vec<usize>,
-    },
-    Probabilities {
-        q: ValueId,
-        k: ValueId,
-        heads: usize,
-        width: usize,
-        scale: f32,
-        dims: Vec<usize>,
-    },
-    /// Zeros around a map: top, left, bottom, right.
-    Padded {
-        x: View,
-        pads: [u32; 4],
-    },
-    /// Not understood yet: the node that made it.
-    Opaque {
-        dims: Vec<usize>,
-        node: usize,
-    },
-}
 
 /// A recognised graph.
 pub(super) struct Recognised {
@@ -120,17 +47,17 @@ pub(super) enum Info {
 pub(super) struct Recogniser<'f> {
     pub(super) file: &'f OnnxFile,
     pub(super) syms: HashMap<String, Sym>,
-    b: Builder,
-    info: Vec<Info>,
+    pub(super) b: Builder,
+    pub(super) info: Vec<Info>,
     /// Nodes already there, by operator and operands: exporters repeat themselves.
-    known: HashMap<(String, Vec<ValueId>), ValueId>,
+    pub(super) known: HashMap<(String, Vec<ValueId>), ValueId>,
     weights: HashMap<(String, String), WeightId>,
     sources: Vec<(String, Part)>,
     computed: BTreeMap<String, Tensor>,
-    time: Option<TimestepProjection>,
+    pub(super) time: Option<TimestepProjection>,
 }
 
-type Step = Result<Sym, String>;
+pub(super) type Step = Result<Sym, String>;
 
 /// Recognises a component. A U-Net's inputs are a map and a timestep, the others' a map alone.
 pub(super) fn recognise(
@@ -242,10 +169,10 @@ impl Recogniser<'_> {
         if inputs.iter().flatten().all(|s| matches!(s, Sym::Const(_))) && !n.inputs.is_empty() {
             return Ok(vec![self.fold_constants(n, &inputs)?]);
         }
-        if inputs.iter().flatten().all(|s| matches!(s, Sym::Const(_) | Sym::Time(_))) {
-            if let Some(sym) = self.fold_time(n, &inputs)? {
-                return Ok(vec![sym]);
-            }
+        if inputs.iter().flatten().all(|s| matches!(s, Sym::Const(_) | Sym::Time(_)))
+            && let Some(sym) = self.fold_time(n, &inputs)?
+        {
+            return Ok(vec![sym]);
         }
         if n.op == "Split" {
             return self.split(n, &inputs);
@@ -254,160 +181,6 @@ impl Recogniser<'_> {
             Some(sym) => Ok(vec![sym]),
             None => Ok(vec![self.opaque(index, n, &inputs)?]),
         }
-    }
-
-    fn constant(&self, n: &OnnxNode) -> Step {
-        use super::file::Attribute;
-        match n.attributes.iter().next() {
-            Some((_, Attribute::Tensor(name))) => {
-                let dims = self.file.tensors.get(name).map_or_else(Vec::new, |t| t.dims.clone());
-                let source = Some((name.clone(), false));
-                Ok(Sym::Const(Rc::new(Constant { dims, source, value: None })))
-            }
-            Some((_, Attribute::Float(v))) => Ok(computed(Tensor::floats(&[], vec![*v]))),
-            Some((_, Attribute::Int(v))) => Ok(computed(Tensor::ints(&[], vec![*v]))),
-            Some((_, Attribute::Ints(v))) => Ok(computed(Tensor::ints(&[v.len()], v.clone()))),
-            _ => Err("a constant of unknown kind".into()),
-        }
-    }
-
-    /// A constant's elements.
-    pub(super) fn load(&self, c: &Constant) -> Result<Rc<Tensor>, String> {
-        if let Some(value) = &c.value {
-            return Ok(value.clone());
-        }
-        let Some((name, transposed)) = &c.source else {
-            return Err("a constant without a value".into());
-        };
-        let stored = self.file.tensors.get(name).ok_or("a constant that is not stored")?;
-        if stored
-            .dims
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d))
-            .is_none_or(|n| n > tensor::MAX_ELEMENTS)
-        {
-            return Err(format!(
-                "constant {name} of shape {:?} is too large to compute with",
-                stored.dims
-            ));
-        }
-        let mut t = stored.load().map_err(|why| format!("tensor {name}: {why}"))?;
-        if *transposed {
-            let swap = OnnxNode { op: "Transpose".into(), ..OnnxNode::default() };
-            t = fold(&swap, &[Some(&t)])?;
-        }
-        t.dims.clone_from(&c.dims);
-        Ok(Rc::new(t))
-    }
-
-    pub(super) fn ints(&self, sym: Option<&Sym>) -> Result<Vec<i64>, String> {
-        match sym {
-            Some(Sym::Const(c)) => Ok(self.load(c)?.as_ints()?.to_vec()),
-            Some(_) => Err("an operand that should be constant is not".into()),
-            None => Err("an operand is missing".into()),
-        }
-    }
-
-    pub(super) fn scalar(&self, c: &Constant) -> Result<Option<f32>, String> {
-        if c.dims.iter().product::<usize>() == 1 { Ok(self.load(c)?.scalar()) } else { Ok(None) }
-    }
-
-    fn fold_constants(&self, n: &OnnxNode, inputs: &[Option<Sym>]) -> Step {
-        let constants: Vec<Option<Rc<Constant>>> = inputs
-            .iter()
-            .map(|s| match s {
-                Some(Sym::Const(c)) => Some(c.clone()),
-                _ => None,
-            })
-            .collect();
-        let first = constants.first().cloned().flatten().ok_or("it has no input")?;
-        // Operators that only change a stored tensor's shape leave it where it is.
-        if let (Some((name, transposed)), None) = (&first.source, &first.value) {
-            let float = self.file.tensors.get(name).is_some_and(super::file::OnnxTensor::is_float);
-            let moved = |dims: Vec<usize>, transposed: bool| {
-                let source = Some((name.clone(), transposed));
-                Ok(Sym::Const(Rc::new(Constant { dims, source, value: None })))
-            };
-            let rank = first.dims.len();
-            match n.op.as_str() {
-                "Identity" | "Dropout" => return moved(first.dims.clone(), *transposed),
-                "Cast" if float && matches!(attr_int(n, "to", 0), 1 | 10 | 11 | 16) => {
-                    return moved(first.dims.clone(), *transposed);
-                }
-                "Transpose" if float && rank == 2 && tensor::permutation(n, 2)? == [1, 0] => {
-                    return moved(vec![first.dims[1], first.dims[0]], !transposed);
-                }
-                "Reshape" if float && !transposed => {
-                    let target = self.ints(inputs.get(1).and_then(Option::as_ref))?;
-                    let zero = attr_int(n, "allowzero", 0) != 0;
-                    return moved(tensor::reshape_dims(&first.dims, &target, zero)?, false);
-                }
-                "Unsqueeze" if float && !transposed => {
-                    let mut dims = first.dims.clone();
-                    let axes = self.ints(inputs.get(1).and_then(Option::as_ref))?;
-                    for at in tensor::unsqueeze_at(rank, &axes)? {
-                        dims.insert(at.min(dims.len()), 1);
-                    }
-                    return moved(dims, false);
-                }
-                _ => {}
-            }
-        }
-        let mut loaded: Vec<Option<Rc<Tensor>>> = Vec::new();
-        for c in &constants {
-            loaded.push(c.as_ref().map(|c| self.load(c)).transpose()?);
-        }
-        if let ("ConstantOfShape", Some(super::file::Attribute::Tensor(name))) =
-            (n.op.as_str(), n.attributes.get("value"))
-        {
-            let value = self.file.tensors.get(name).ok_or("its value is missing")?.load()?;
-            loaded.push(Some(Rc::new(value)));
-        }
-        let operands: Vec<Option<&Tensor>> = loaded.iter().map(|t| t.as_deref()).collect();
-        Ok(computed(fold(n, &operands)?))
-    }
-
-    /// Computes at every probe; a first linear layer makes the projection an input instead.
-    fn fold_time(&mut self, n: &OnnxNode, inputs: &[Option<Sym>]) -> Result<Option<Sym>, String> {
-        if matches!(n.op.as_str(), "Gemm" | "MatMul") {
-            return Ok(None);
-        }
-        let mut out = Vec::with_capacity(PROBES.len());
-        for probe in 0..PROBES.len() {
-            let mut loaded: Vec<Option<Rc<Tensor>>> = Vec::new();
-            for s in inputs {
-                loaded.push(match s {
-                    Some(Sym::Time(values)) => Some(Rc::new(values[probe].clone())),
-                    Some(Sym::Const(c)) => Some(self.load(c)?),
-                    _ => None,
-                });
-            }
-            let operands: Vec<Option<&Tensor>> = loaded.iter().map(|t| t.as_deref()).collect();
-            out.push(fold(n, &operands)?);
-        }
-        Ok(Some(Sym::Time(Rc::new(out))))
-    }
-
-    /// The `time_proj` input, once a linear layer reads what was computed from the timestep.
-    fn projection(&mut self, values: &[Tensor]) -> Result<View, String> {
-        let found = super::time::fit(values)?;
-        if let Some(known) = self.time {
-            if known != found {
-                return Err("the timestep is projected in two ways".into());
-            }
-        }
-        let len = found.dim as usize;
-        let value = match self.known.get(&("time_proj".to_owned(), Vec::new())) {
-            Some(&value) => value,
-            None => {
-                let value = self.b.input("time_proj", ValueKind::Vector(found.dim));
-                self.info.push(Info::Vector);
-                self.known.insert(("time_proj".to_owned(), Vec::new()), value);
-                value
-            }
-        };
-        self.time = Some(found);
-        Ok(View::new(value, vector_axes(len)))
     }
 
     /// Adds an operator, or finds it where it is there already.
@@ -721,42 +494,6 @@ impl Recogniser<'_> {
                 self.arithmetic(n, x, y)
             }
             _ => Ok(None),
-        }
-    }
-}
-
-/// A constant that was computed.
-pub(super) fn computed(t: Tensor) -> Sym {
-    Sym::Const(Rc::new(Constant { dims: t.dims.clone(), source: None, value: Some(Rc::new(t)) }))
-}
-
-/// A tensor's dimensions.
-pub(super) fn dims(sym: &Sym) -> Vec<usize> {
-    match sym {
-        Sym::Const(c) => c.dims.clone(),
-        Sym::Time(values) => values[0].dims.clone(),
-        Sym::View(v) | Sym::Sigmoid(v) => v.dims(),
-        Sym::Normed { x, .. } | Sym::Scaled { x, .. } => x.dims(),
-        Sym::Difference { of, .. } => of.dims(),
-        Sym::Product { x, weight, part } => {
-            let mut dims = x.dims();
-            let n =
-                if *part == Part::Transposed { weight.dims.get(1) } else { weight.dims.first() };
-            if let (Some(last), Some(&n)) = (dims.last_mut(), n) {
-                *last = n;
-            }
-            dims
-        }
-        Sym::Scores { dims, .. } | Sym::Probabilities { dims, .. } | Sym::Opaque { dims, .. } => {
-            dims.clone()
-        }
-        Sym::Padded { x, pads } => {
-            let mut dims = x.dims();
-            if let [_, _, h, w] = &mut dims[..] {
-                *h += (pads[0] + pads[2]) as usize;
-                *w += (pads[1] + pads[3]) as usize;
-            }
-            dims
         }
     }
 }

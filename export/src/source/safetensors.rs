@@ -11,6 +11,31 @@ use std::path::{Path, PathBuf};
 /// The longest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Types that the format has and weights have not.
+const KNOWN: [&str; 21] = [
+    "BOOL",
+    "F4",
+    "F6_E2M3",
+    "F6_E3M2",
+    "U8",
+    "I8",
+    "F8_E5M2",
+    "F8_E4M3",
+    "F8_E8M0",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "I16",
+    "U16",
+    "I32",
+    "U32",
+    "C64",
+    "I64",
+    "U64",
+    "U4",
+    "I4",
+    "C128",
+];
+
 /// A safetensors file.
 #[derive(Debug)]
 pub struct SafetensorsSource {
@@ -94,13 +119,17 @@ impl SafetensorsSource {
         let base = 8 + len;
         let mut tensors = BTreeMap::new();
         let mut end = base;
+        let mut ranges = Vec::with_capacity(entries.len());
         for (name, entry) in entries {
             let dtype = match entry.dtype.as_str() {
                 "F64" => SourceDtype::F64,
                 "F32" => SourceDtype::F32,
                 "F16" => SourceDtype::F16,
                 "BF16" => SourceDtype::BF16,
-                other => SourceDtype::Other(other.to_owned()),
+                other if KNOWN.contains(&other) => SourceDtype::Other(other.to_owned()),
+                other => {
+                    return Err(damaged(format!("{name} has the unknown type {other:?}")));
+                }
             };
             let shape: Option<Vec<usize>> =
                 entry.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
@@ -121,6 +150,7 @@ impl SafetensorsSource {
                 .checked_add(stop)
                 .ok_or_else(|| damaged(format!("{name} would end beyond any file")))?;
             end = end.max(stop);
+            ranges.push((base + start, stop));
             let known = (TensorInfo { shape, dtype }, base + start);
             if tensors.insert(name.clone(), known).is_some() {
                 return Err(damaged(format!("{name} stands twice")));
@@ -128,6 +158,20 @@ impl SafetensorsSource {
         }
         if end > file.len() {
             return Err(truncated("its last tensor", end));
+        }
+        // Every byte belongs to exactly one tensor: the format says so, and a file that hides bytes or shares
+        // them is not what it seems.
+        ranges.sort_unstable();
+        let mut at = base;
+        for (start, stop) in ranges {
+            if start != at {
+                let what = if start < at { "overlap" } else { "leave bytes unclaimed" };
+                return Err(damaged(format!("its tensors {what} at byte {at}")));
+            }
+            at = stop;
+        }
+        if at != file.len() {
+            return Err(damaged(format!("it has {} bytes that no tensor claims", file.len() - at)));
         }
         Ok(Self { file, tensors })
     }

@@ -251,8 +251,8 @@ fn conv(
     let mut out = Map::zeros(h, width, n);
     for oy in 0..h {
         for ox in 0..width {
-            for o in 0..n {
-                let mut sum = bias[o];
+            for (o, &start) in bias.iter().enumerate() {
+                let mut sum = start;
                 for ky in 0..kh {
                     for kx in 0..kw {
                         let (Some(y), Some(xx)) =

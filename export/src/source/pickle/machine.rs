@@ -68,6 +68,9 @@ impl<'a> Machine<'a> {
             let op = self.byte()?;
             if op == b'.' {
                 let top = self.pop()?;
+                if !self.stack.is_empty() || !self.marks.is_empty() {
+                    return self.malformed("it ends with values left over");
+                }
                 return self.state_dict(top);
             }
             self.step(op)?;
