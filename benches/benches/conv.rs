@@ -14,7 +14,8 @@ use latile_cpu::steps::{Output, Source};
 use std::time::Duration;
 
 fn conv(criterion: &mut Criterion) {
-    let threads = std::env::var("LATILE_BENCH_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(1);
+    let threads =
+        std::env::var("LATILE_BENCH_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(1);
     let pool = Pool::new(threads).unwrap();
     for row in MATMUL {
         // The scalar reference is there to be compared with, not to be timed.
@@ -24,8 +25,10 @@ fn conv(criterion: &mut Criterion) {
         group.measurement_time(Duration::from_secs(1));
         for (name, shape) in latile_benches::conv_shapes().unwrap() {
             let plan = ConvPlan::new(shape, row.weights, level).unwrap();
-            let x: Vec<f32> = (0..shape.h * shape.w * shape.c).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
-            let weights: Vec<f32> = (0..shape.packed_len()).map(|i| (i % 241) as f32 / 120.0 - 1.0).collect();
+            let x: Vec<f32> =
+                (0..shape.h * shape.w * shape.c).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
+            let weights: Vec<f32> =
+                (0..shape.packed_len()).map(|i| (i % 241) as f32 / 120.0 - 1.0).collect();
             let halves: Vec<half::f16> = weights.iter().map(|&w| half::f16::from_f32(w)).collect();
             let weights = match row.weights {
                 WeightType::F32 => Weights::F32(&weights),

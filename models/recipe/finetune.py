@@ -116,7 +116,7 @@ def main():
         common.set_rate(opt, c["lr"] * common.rate(step, progress, c["warmup"]))
         draw = random.Random(config["seed"] * 1_000_003 + step)  # one timestep for the whole team, so that none waits
         few, own = draw.random() < c["few_step_share"], draw.random() < c["self_share"]
-        t = draw.choice([999, *networks.trailing_timesteps(4)]) if few else draw.randrange(1000)
+        t = draw.choice(c["timesteps"]) if few else draw.randrange(1000)
         with common.autocast(device):
             with torch.no_grad():
                 z0 = encode(vae, hr)[0].float()

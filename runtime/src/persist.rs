@@ -42,21 +42,14 @@ impl Output {
     /// [`PersistError::Exists`] at once where `path` exists and `overwrite` is false, so that no work is
     /// done in vain; [`PersistError::Io`] where a temporary file cannot be made beside it.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, PersistError> {
-        let io = |source| PersistError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| PersistError::Io { path: path.to_owned(), source };
         if path.is_dir() {
             return Err(io(io::Error::other("it is a folder")));
         }
         if !overwrite && path.symlink_metadata().is_ok() {
-            return Err(PersistError::Exists {
-                path: path.to_owned(),
-            });
+            return Err(PersistError::Exists { path: path.to_owned() });
         }
-        let name = path
-            .file_name()
-            .ok_or_else(|| io(io::Error::other("it names no file")))?;
+        let name = path.file_name().ok_or_else(|| io(io::Error::other("it names no file")))?;
         let mut builder = tempfile::Builder::new();
         let prefix = format!(".{}.", name.to_string_lossy());
         builder.prefix(&prefix).suffix(".part");
@@ -67,11 +60,7 @@ impl Output {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let temp = builder.tempfile_in(folder(path)).map_err(io)?;
-        Ok(Self {
-            temp,
-            path: path.to_owned(),
-            overwrite,
-        })
+        Ok(Self { temp, path: path.to_owned(), overwrite })
     }
 
     /// The file to write to.
@@ -84,24 +73,16 @@ impl Output {
     /// # Errors
     /// [`PersistError`]; the temporary file is then gone.
     pub fn commit(self) -> Result<(), PersistError> {
-        let Self {
-            temp,
-            path,
-            overwrite,
-        } = self;
-        let io = |source| PersistError::Io {
-            path: path.clone(),
-            source,
-        };
+        let Self { temp, path, overwrite } = self;
+        let io = |source| PersistError::Io { path: path.clone(), source };
         temp.as_file().sync_all().map_err(io)?;
         if overwrite {
             temp.persist(&path).map_err(|e| io(e.error))?;
         } else {
-            temp.persist_noclobber(&path)
-                .map_err(|e| match e.error.kind() {
-                    io::ErrorKind::AlreadyExists => PersistError::Exists { path: path.clone() },
-                    _ => io(e.error),
-                })?;
+            temp.persist_noclobber(&path).map_err(|e| match e.error.kind() {
+                io::ErrorKind::AlreadyExists => PersistError::Exists { path: path.clone() },
+                _ => io(e.error),
+            })?;
         }
         // The rename itself is durable only once the folder is; some file systems refuse to sync one,
         // and then the file is still whole.
@@ -138,10 +119,7 @@ mod tests {
         out.file().write_all(b"whole").unwrap();
         out.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
-        assert!(matches!(
-            Output::create(&path, false),
-            Err(PersistError::Exists { .. })
-        ));
+        assert!(matches!(Output::create(&path, false), Err(PersistError::Exists { .. })));
 
         let mut out = Output::create(&path, true).unwrap();
         out.file().write_all(b"new").unwrap();

@@ -19,14 +19,8 @@ fn graph() -> Graph {
         layout,
     };
     Graph {
-        inputs: vec![Port {
-            name: "sample".into(),
-            value: ValueId(0),
-        }],
-        outputs: vec![Port {
-            name: "sample".into(),
-            value: ValueId(2),
-        }],
+        inputs: vec![Port { name: "sample".into(), value: ValueId(0) }],
+        outputs: vec![Port { name: "sample".into(), value: ValueId(2) }],
         values: vec![ValueKind::Map(30), ValueKind::Map(20), ValueKind::Map(20)],
         weights: vec![
             w("conv.bias", &[20], Layout::Plain),
@@ -45,30 +39,17 @@ fn graph() -> Graph {
                 inputs: vec![ValueId(0)],
                 output: ValueId(1),
             },
-            Node {
-                name: "act".into(),
-                op: Op::Silu,
-                inputs: vec![ValueId(1)],
-                output: ValueId(2),
-            },
+            Node { name: "act".into(), op: Op::Silu, inputs: vec![ValueId(1)], output: ValueId(2) },
         ],
     }
 }
 
 fn manifest() -> Manifest {
     Manifest {
-        metadata: Metadata {
-            name: "test".into(),
-            ..Metadata::default()
-        },
+        metadata: Metadata { name: "test".into(), ..Metadata::default() },
         precision: Precision::F32,
         task: Task::Components,
-        latent: Some(LatentSpec {
-            channels: 3,
-            factor: 4,
-            scale: 0.3,
-            shift: 0.0,
-        }),
+        latent: Some(LatentSpec { channels: 3, factor: 4, scale: 0.3, shift: 0.0 }),
         scheduler: None,
         defaults: Defaults { steps: 4, eta: 0.0 },
         components: Vec::new(),
@@ -81,9 +62,7 @@ fn model_bytes() -> Vec<u8> {
         let graph = graph();
         writer.begin(role, 1, None, graph.clone()).unwrap();
         for (i, spec) in graph.weights.iter().enumerate() {
-            writer
-                .weight(&vec![i as u8 + 1; spec.stored_bytes().unwrap()])
-                .unwrap();
+            writer.weight(&vec![i as u8 + 1; spec.stored_bytes().unwrap()]).unwrap();
         }
     }
     writer.finish(manifest()).unwrap().into_inner()
@@ -107,23 +86,9 @@ fn what_is_written_is_read() {
     assert_eq!(c.spec().graph, graph());
     assert_eq!(c.weight(WeightId(0)), &[1u8; 80]);
     assert_eq!(c.weight(WeightId(1)), &vec![2u8; 32 * 30 * 9 * 4][..]);
-    assert_eq!(
-        c.weight(WeightId(1)).as_ptr() as usize % 4096,
-        0,
-        "large weights start a page"
-    );
-    assert!(
-        model
-            .load(Role::Encoder)
-            .unwrap_err()
-            .to_string()
-            .contains("unet, decoder")
-    );
-    assert_eq!(
-        model_bytes(),
-        model_bytes(),
-        "the same model gives the same bytes"
-    );
+    assert_eq!(c.weight(WeightId(1)).as_ptr() as usize % 4096, 0, "large weights start a page");
+    assert!(model.load(Role::Encoder).unwrap_err().to_string().contains("unet, decoder"));
+    assert_eq!(model_bytes(), model_bytes(), "the same model gives the same bytes");
 }
 
 #[test]
@@ -149,10 +114,7 @@ fn a_model_with_any_byte_changed_is_refused() {
         for bit in [0, 7] {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << bit;
-            assert!(
-                open(&damaged).is_err(),
-                "bit {bit} of byte {at} changed unnoticed"
-            );
+            assert!(open(&damaged).is_err(), "bit {bit} of byte {at} changed unnoticed");
         }
     }
 }
@@ -177,60 +139,20 @@ fn with_manifest(edit: impl Fn(&str) -> String) -> Vec<u8> {
 fn manifests_made_to_deceive_are_refused() {
     assert!(open(&with_manifest(str::to_owned)).is_ok());
     let cases: &[(&str, &str, &str)] = &[
-        (
-            "a hole between weights",
-            "\"offset\":4096",
-            "\"offset\":8192",
-        ),
-        (
-            "an offset that overflows",
-            "\"offset\":0",
-            "\"offset\":18446744073709551552",
-        ),
-        (
-            "an extent beyond the file",
-            "\"extent\":4096",
-            "\"extent\":1099511627776",
-        ),
+        ("a hole between weights", "\"offset\":4096", "\"offset\":8192"),
+        ("an offset that overflows", "\"offset\":0", "\"offset\":18446744073709551552"),
+        ("an extent beyond the file", "\"extent\":4096", "\"extent\":1099511627776"),
         ("a weight of another shape", "[20,30,3,3]", "[20,30,3,5]"),
-        (
-            "a weight whose size overflows",
-            "[20,30,3,3]",
-            "[1048576,1048576,1048576,1048576]",
-        ),
-        (
-            "a value that does not exist",
-            "\"inputs\":[1]",
-            "\"inputs\":[9]",
-        ),
-        (
-            "a value used before it is made",
-            "\"inputs\":[0]",
-            "\"inputs\":[2]",
-        ),
-        (
-            "a weight that does not exist",
-            "\"weight\":1",
-            "\"weight\":7",
-        ),
-        (
-            "a kernel of no size",
-            "\"kernel\":[3,3]",
-            "\"kernel\":[0,3]",
-        ),
+        ("a weight whose size overflows", "[20,30,3,3]", "[1048576,1048576,1048576,1048576]"),
+        ("a value that does not exist", "\"inputs\":[1]", "\"inputs\":[9]"),
+        ("a value used before it is made", "\"inputs\":[0]", "\"inputs\":[2]"),
+        ("a weight that does not exist", "\"weight\":1", "\"weight\":7"),
+        ("a kernel of no size", "\"kernel\":[3,3]", "\"kernel\":[0,3]"),
         ("a stride of zero", "\"stride\":[1,1]", "\"stride\":[1,0]"),
         ("a pad wider than the kernel", "\"top\":1", "\"top\":60"),
-        (
-            "an operator nobody knows",
-            "\"op\":\"silu\"",
-            "\"op\":\"system\"",
-        ),
+        ("an operator nobody knows", "\"op\":\"silu\"", "\"op\":\"system\""),
         ("a field nobody knows", "\"task\":", "\"hook\":1,\"task\":"),
-        (
-            "a component twice",
-            "\"role\":\"decoder\"",
-            "\"role\":\"unet\"",
-        ),
+        ("a component twice", "\"role\":\"decoder\"", "\"role\":\"unet\""),
         ("a latent scale of zero", "\"scale\":0.3", "\"scale\":0"),
         ("no steps", "\"steps\":4", "\"steps\":0"),
         ("a multiple of zero", "\"multiple\":1", "\"multiple\":0"),
@@ -253,10 +175,6 @@ fn manifests_made_to_deceive_are_refused() {
 
 #[test]
 fn another_kind_of_file_is_named_as_such() {
-    assert!(
-        open(b"\x89PNG\r\n\x1a\n0000")
-            .unwrap_err()
-            .contains("does not begin as a .latile")
-    );
+    assert!(open(b"\x89PNG\r\n\x1a\n0000").unwrap_err().contains("does not begin as a .latile"));
     assert!(open(b"").unwrap_err().contains("cut off or is not a model"));
 }

@@ -38,25 +38,37 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         fs::create_dir_all(&dir)?;
         call(Command::new(&python).arg(root.join("tests/oracle/full_size.py")).arg(&dir))?;
     }
-    call(Command::new(env!("CARGO")).args(["build", "--release", "--package", "latile"]).current_dir(root))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    call(
+        Command::new(env!("CARGO"))
+            .args(["build", "--release", "--package", "latile"])
+            .current_dir(root),
+    )?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let latile = target.join("release/latile");
     let mut failed = 0;
     for (precision, tolerance) in TOLERANCE {
         let model = dir.join(format!("ldm-sr-{precision}.latile"));
-        call(
-            Command::new(&latile)
-                .arg("export")
-                .arg(&checkpoint)
-                .arg("-o")
-                .arg(&model)
-                .args(["--precision", precision, "--with-encoder", "--overwrite"]),
-        )?;
+        call(Command::new(&latile).arg("export").arg(&checkpoint).arg("-o").arg(&model).args([
+            "--precision",
+            precision,
+            "--with-encoder",
+            "--overwrite",
+        ]))?;
         for (component, recorded, output) in COMPONENTS {
-            let error = component_error(&latile, &model, component, &checkpoint.join(recorded), output, &dir)?;
+            let error = component_error(
+                &latile,
+                &model,
+                component,
+                &checkpoint.join(recorded),
+                output,
+                &dir,
+            )?;
             let verdict = if error <= tolerance { "ok" } else { "FAILED" };
             failed += usize::from(error > tolerance);
-            println!("{precision} {component:8} error {error:.2e} of range, at most {tolerance:.0e}: {verdict}");
+            println!(
+                "{precision} {component:8} error {error:.2e} of range, at most {tolerance:.0e}: {verdict}"
+            );
         }
     }
     ensure!(failed == 0, "{failed} comparisons failed");
@@ -94,7 +106,12 @@ fn component_error(
     let bytes = fs::read(&result)?;
     let found = floats(&SafeTensors::deserialize(&bytes)?.tensor(output)?)?;
     let expected = floats(&recorded.tensor(&format!("0.outputs.{output}"))?)?;
-    ensure!(found.len() == expected.len(), "{component}: {} elements, expected {}", found.len(), expected.len());
+    ensure!(
+        found.len() == expected.len(),
+        "{component}: {} elements, expected {}",
+        found.len(),
+        expected.len()
+    );
     let (low, high) = expected.iter().fold((f64::MAX, f64::MIN), |(l, h), &x| (l.min(x), h.max(x)));
     let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     Ok(worst / (high - low))

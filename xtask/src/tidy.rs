@@ -106,13 +106,16 @@ fn arrows(root: &Path) -> Result<Vec<String>> {
     for p in packages {
         let name = p["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = ARROWS.iter().find(|(n, _)| *n == name) else {
-            complaints.push(format!("crate {name} is not in the list of arrows (xtask/src/tidy.rs)"));
+            complaints
+                .push(format!("crate {name} is not in the list of arrows (xtask/src/tidy.rs)"));
             continue;
         };
         for d in p["dependencies"].as_array().into_iter().flatten() {
             let dep = d["name"].as_str().unwrap_or_default();
             if ours.contains(&dep) && dep != name && !allowed.contains(&dep) {
-                complaints.push(format!("{name} depends on {dep}, against the arrows of ARCHITECTURE.md"));
+                complaints.push(format!(
+                    "{name} depends on {dep}, against the arrows of ARCHITECTURE.md"
+                ));
             }
         }
     }
@@ -129,7 +132,9 @@ fn stated_reasons(root: &Path) -> Result<Vec<String>> {
         .unwrap_or_default();
     Ok(section
         .lines()
-        .filter(|l| l.contains('=') && !l.starts_with('#') && !l.contains("path =") && !l.contains(" # "))
+        .filter(|l| {
+            l.contains('=') && !l.starts_with('#') && !l.contains("path =") && !l.contains(" # ")
+        })
         .map(|l| format!("Cargo.toml: no reason stated beside `{l}`"))
         .collect())
 }
@@ -161,7 +166,9 @@ fn unsafe_stands(name: &str, text: &str) -> Vec<String> {
         .filter(|(_, code)| {
             code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe")
         })
-        .map(|(line, _)| format!("{name}:{line}: unsafe may not stand here (ARCHITECTURE.md, invariants)"))
+        .map(|(line, _)| {
+            format!("{name}:{line}: unsafe may not stand here (ARCHITECTURE.md, invariants)")
+        })
         .collect()
 }
 
@@ -257,7 +264,9 @@ mod tests {
         let bad = "fn f() { unsafe { g() } }";
         assert_eq!(unsafe_stands("cli/src/main.rs", bad).len(), 1);
         assert!(unsafe_stands("targets/cpu/src/x.rs", bad).is_empty());
-        for fine in ["// unsafe here", "let s = \"unsafe\";", "#![forbid(unsafe_code)]", "/* unsafe */"] {
+        for fine in
+            ["// unsafe here", "let s = \"unsafe\";", "#![forbid(unsafe_code)]", "/* unsafe */"]
+        {
             assert!(unsafe_stands("cli/src/main.rs", fine).is_empty(), "{fine}");
         }
     }
@@ -278,6 +287,9 @@ mod tests {
     #[test]
     fn a_dead_link_is_found() {
         let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        assert_eq!(links(&here, Path::new("x.md"), "[a](no-such-file.md) [b](Cargo.toml)").len(), 1);
+        assert_eq!(
+            links(&here, Path::new("x.md"), "[a](no-such-file.md) [b](Cargo.toml)").len(),
+            1
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Checkpoints in CompVis' layout: one file with the U-Net under `model.diffusion_model.`, the autoencoder under
 //! `first_stage_model.`, and the noise schedule as buffers.
 //!
-//! Lives here: the networks' descriptions inferred from names and shapes ([`infer`]), the names of their tensors
-//! ([`names`]), and what a config beside the checkpoint may add ([`Hints`]). Shapes do not tell how many heads
+//! Lives here: the networks' descriptions inferred from names and shapes (`infer`), the names of their tensors
+//! (`names`), and what a config beside the checkpoint may add ([`Hints`]). Shapes do not tell how many heads
 //! attention has, so that comes from the config, from a table of the published models, or from the caller. Never
 //! here: graphs. Layout: `ldm/modules/diffusionmodules/openaimodel.py` and `model.py` of
 //! <https://github.com/CompVis/latent-diffusion>.

@@ -1,10 +1,13 @@
 //! ONNX graphs of a U-Net, a decoder and an encoder, as diffusers' models are exported by PyTorch (opset 17 by tracing,
 //! opset 18 and later by its newer exporter).
 //!
-//! Lives here: the reader over tract-onnx ([`file`]), the recogniser that puts operators together again
-//! ([`recognise`], [`layers`], [`patterns`], [`codebook`], [`time`]), and the step that gives the result the native importer's
-//! form ([`canon`]). Never here: execution; constants are folded, networks are not run. tract's reader holds a file
-//! whole: exporting needs about the memory of the largest file, beside what the other routes need.
+//! Lives here: the reader over tract-onnx (`file`), the recogniser that puts operators together again
+//! (`recognise`, `layers`, `patterns`, `codebook`, `time`), and the step that gives the result the native importer's
+//! form (`canon`). Never here: execution; constants are folded, networks are not run.
+//!
+//! tract's reader holds a file whole, so this route needs about the memory of the largest file beside what the others
+//! need: for the published super-resolution model, whose U-Net is 455 MB, the peak was 922 MB resident, half of it the
+//! file's map. The folder and checkpoint routes stay below 50 MB.
 
 mod canon;
 mod codebook;

@@ -1,5 +1,8 @@
 //! Safetensors: an 8-byte length, a JSON header of that length, then the tensors' bytes.
 //! Format: <https://github.com/huggingface/safetensors#format>.
+//!
+//! The header is read here because the `safetensors` crate wants the whole file as one slice, which means a
+//! memory map and its `unsafe`; positioned reads need neither, and the messages can name what is cut off.
 
 use super::file::RandomFile;
 use super::{SourceDtype, SourceError, SourceErrorKind, TensorInfo, WeightSource};

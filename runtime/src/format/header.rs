@@ -141,10 +141,7 @@ impl Header {
         let (file_len, weights_at, weights_len) = (u64_at(16), u64_at(24), u64_at(32));
         let (manifest_at, manifest_len) = (u64_at(40), u64_at(48));
         if file_len != len {
-            return Err(HeaderError::Length {
-                expected: file_len,
-                found: len,
-            });
+            return Err(HeaderError::Length { expected: file_len, found: len });
         }
         if weights_at != PAGE || weights_len % 64 != 0 {
             return layout(format!("weights at {weights_at}, {weights_len} bytes"));
@@ -160,10 +157,6 @@ impl Header {
         if file[HEADER_LEN..PAGE as usize].iter().any(|&b| b != 0) {
             return layout("bytes 64..4096 are not zero".to_owned());
         }
-        Ok(Self {
-            weights_len,
-            manifest_len,
-            manifest_crc: u32_at(56),
-        })
+        Ok(Self { weights_len, manifest_len, manifest_crc: u32_at(56) })
     }
 }

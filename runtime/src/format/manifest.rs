@@ -246,11 +246,7 @@ impl TimestepProjection {
         assert_eq!(out.len(), self.dim as usize, "time_proj has another length");
         let half = out.len() / 2;
         let (first, second) = out.split_at_mut(half);
-        let (sin, cos) = if self.flip_sin_to_cos {
-            (second, first)
-        } else {
-            (first, second)
-        };
+        let (sin, cos) = if self.flip_sin_to_cos { (second, first) } else { (first, second) };
         let ln_max_period = 9.210_340_5_f32;
         for i in 0..half {
             let exponent = -ln_max_period * i as f32 / (half as f32 - self.freq_shift);

@@ -18,9 +18,7 @@ impl Bytes {
         // SAFETY: the map is read-only and private to this process. The one thing Rust cannot exclude is
         // another process that shortens the file in place, which makes a read of the lost pages SIGBUS;
         // replacing a model by rename, as the writer does, is safe. README and docs/format.md say so.
-        Ok(Self::Mapped(unsafe {
-            memmap2::MmapOptions::new().map(file)?
-        }))
+        Ok(Self::Mapped(unsafe { memmap2::MmapOptions::new().map(file)? }))
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {

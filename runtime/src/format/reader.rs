@@ -116,10 +116,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`], the first thing that is wrong.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| ModelError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
@@ -128,10 +125,7 @@ impl Model {
         let name = path.display().to_string();
         if meta.len() == 0 {
             let source = HeaderError::TooShort { len: 0 };
-            return Err(ModelError::Header {
-                model: name,
-                source,
-            });
+            return Err(ModelError::Header { model: name, source });
         }
         Self::from_bytes(name, Bytes::map(&file).map_err(io)?)
     }
@@ -146,14 +140,9 @@ impl Model {
 
     fn from_bytes(name: String, bytes: Bytes) -> Result<Self, ModelError> {
         let file = bytes.as_slice();
-        let refuse = |why: String| ModelError::Manifest {
-            model: name.clone(),
-            why,
-        };
-        let header = Header::parse(file).map_err(|source| ModelError::Header {
-            model: name.clone(),
-            source,
-        })?;
+        let refuse = |why: String| ModelError::Manifest { model: name.clone(), why };
+        let header = Header::parse(file)
+            .map_err(|source| ModelError::Header { model: name.clone(), source })?;
         if !(file.as_ptr() as usize).is_multiple_of(ALIGN) {
             return Err(refuse("lies at an unaligned address".to_owned()));
         }
@@ -168,19 +157,9 @@ impl Model {
         let manifest: Manifest = serde_json::from_slice(text)
             .map_err(|e| refuse(format!("is not understood: {e}; export the model again")))?;
         check(&manifest, header.weights_len, &name)?;
-        let verified = manifest
-            .components
-            .iter()
-            .map(|_| OnceLock::new())
-            .collect();
+        let verified = manifest.components.iter().map(|_| OnceLock::new()).collect();
         let weights_len = header.weights_len as usize;
-        Ok(Self {
-            name,
-            bytes,
-            manifest,
-            weights_len,
-            verified,
-        })
+        Ok(Self { name, bytes, manifest, weights_len, verified })
     }
 
     /// The path or name it was opened by.
@@ -210,23 +189,10 @@ impl Model {
     }
 
     fn index(&self, role: Role) -> Result<usize, ModelError> {
-        self.manifest
-            .components
-            .iter()
-            .position(|c| c.role == role)
-            .ok_or_else(|| {
-                let present: Vec<_> = self
-                    .manifest
-                    .components
-                    .iter()
-                    .map(|c| c.role.name())
-                    .collect();
-                ModelError::NoComponent {
-                    model: self.name.clone(),
-                    role,
-                    present: present.join(", "),
-                }
-            })
+        self.manifest.components.iter().position(|c| c.role == role).ok_or_else(|| {
+            let present: Vec<_> = self.manifest.components.iter().map(|c| c.role.name()).collect();
+            ModelError::NoComponent { model: self.name.clone(), role, present: present.join(", ") }
+        })
     }
 
     /// Component `role`, every byte of its weights compared with its checksum (the first time only).
@@ -261,21 +227,13 @@ impl Model {
     /// # Errors
     /// [`ModelError::Damaged`].
     pub fn verify(&self) -> Result<(), ModelError> {
-        self.manifest
-            .components
-            .iter()
-            .try_for_each(|c| self.load(c.role).map(drop))
+        self.manifest.components.iter().try_for_each(|c| self.load(c.role).map(drop))
     }
 }
 
 /// Checks what the types of the manifest cannot say.
 fn check(manifest: &Manifest, weights_len: u64, name: &str) -> Result<(), ModelError> {
-    let refuse = |why: String| {
-        Err(ModelError::Manifest {
-            model: name.to_owned(),
-            why,
-        })
-    };
+    let refuse = |why: String| Err(ModelError::Manifest { model: name.to_owned(), why });
     let mut next = 0u64;
     let mut seen: Vec<Role> = Vec::new();
     if manifest.components.is_empty() {
@@ -305,9 +263,7 @@ fn check(manifest: &Manifest, weights_len: u64, name: &str) -> Result<(), ModelE
         for (w, p) in c.graph.weights.iter().zip(&c.places) {
             let bytes = w.stored_bytes().unwrap_or(usize::MAX) as u64;
             let fits = bytes <= p.extent
-                && p.offset
-                    .checked_add(p.extent)
-                    .is_some_and(|e| e <= weights_len);
+                && p.offset.checked_add(p.extent).is_some_and(|e| e <= weights_len);
             let aligned = p.offset.is_multiple_of(64) && p.extent.is_multiple_of(64);
             let paged = bytes < PAGE || p.offset.is_multiple_of(PAGE);
             if p.offset != next || !fits || !aligned || !paged || p.extent - bytes > 2 * PAGE {
@@ -320,16 +276,12 @@ fn check(manifest: &Manifest, weights_len: u64, name: &str) -> Result<(), ModelE
             let kind = port.map(|p| c.graph.kind(p.value));
             if t.dim % 2 != 0 || kind != Some(ValueKind::Vector(t.dim)) || !t.freq_shift.is_finite()
             {
-                return refuse(format!(
-                    "describes a timestep projection that {role} cannot take"
-                ));
+                return refuse(format!("describes a timestep projection that {role} cannot take"));
             }
         }
     }
     if next != weights_len {
-        return refuse(format!(
-            "accounts for {next} of {weights_len} bytes of weights"
-        ));
+        return refuse(format!("accounts for {next} of {weights_len} bytes of weights"));
     }
     check_numbers(manifest).map_or(Ok(()), |why| refuse(why.to_owned()))
 }

@@ -38,12 +38,7 @@ impl<W: Write + Seek> Writer<W> {
     /// [`WriteError::Io`].
     pub fn new(mut out: W) -> Result<Self, WriteError> {
         out.write_all(&[0u8; PAGE as usize])?;
-        Ok(Self {
-            out,
-            at: 0,
-            components: Vec::new(),
-            open: None,
-        })
+        Ok(Self { out, at: 0, components: Vec::new(), open: None })
     }
 
     /// Starts a component whose weights follow.
@@ -58,17 +53,9 @@ impl<W: Write + Seek> Writer<W> {
         graph: Graph,
     ) -> Result<(), WriteError> {
         self.complete()?;
-        graph
-            .validate()
-            .map_err(|e| WriteError::Inconsistent(format!("{role}: {e}")))?;
+        graph.validate().map_err(|e| WriteError::Inconsistent(format!("{role}: {e}")))?;
         let places = Vec::with_capacity(graph.weights.len());
-        self.components.push(ComponentSpec {
-            role,
-            multiple,
-            timestep,
-            graph,
-            places,
-        });
+        self.components.push(ComponentSpec { role, multiple, timestep, graph, places });
         Ok(())
     }
 
@@ -78,16 +65,11 @@ impl<W: Write + Seek> Writer<W> {
     /// [`WriteError`].
     pub fn weight(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let Some(c) = self.components.last() else {
-            return Err(WriteError::Inconsistent(
-                "a weight before any component".to_owned(),
-            ));
+            return Err(WriteError::Inconsistent("a weight before any component".to_owned()));
         };
         let next = c.places.len() + usize::from(self.open.is_some());
         let Some(spec) = c.graph.weights.get(next) else {
-            return Err(WriteError::Inconsistent(format!(
-                "more weights than {} has",
-                c.role
-            )));
+            return Err(WriteError::Inconsistent(format!("more weights than {} has", c.role)));
         };
         if spec.stored_bytes() != Some(bytes.len()) {
             let why = format!(
@@ -98,11 +80,7 @@ impl<W: Write + Seek> Writer<W> {
             );
             return Err(WriteError::Inconsistent(why));
         }
-        let align = if bytes.len() as u64 >= PAGE {
-            PAGE
-        } else {
-            ALIGN as u64
-        };
+        let align = if bytes.len() as u64 >= PAGE { PAGE } else { ALIGN as u64 };
         self.close(align)?;
         self.open = Some((self.at, crc32c::crc32c(bytes)));
         self.out.write_all(bytes)?;
@@ -118,16 +96,9 @@ impl<W: Write + Seek> Writer<W> {
             self.out.write_all(&zeros)?;
             self.at += padding;
             let crc32c = crc32c::crc32c_append(crc, &zeros);
-            let place = WeightPlace {
-                offset,
-                extent: self.at - offset,
-                crc32c,
-            };
-            if let Some(c) = self
-                .components
-                .iter_mut()
-                .rev()
-                .find(|c| c.places.len() < c.graph.weights.len())
+            let place = WeightPlace { offset, extent: self.at - offset, crc32c };
+            if let Some(c) =
+                self.components.iter_mut().rev().find(|c| c.places.len() < c.graph.weights.len())
             {
                 c.places.push(place);
             }
@@ -141,12 +112,8 @@ impl<W: Write + Seek> Writer<W> {
         if let Some(c) = self.components.last()
             && c.places.len() != c.graph.weights.len()
         {
-            let why = format!(
-                "{} has {} of {} weights",
-                c.role,
-                c.places.len(),
-                c.graph.weights.len()
-            );
+            let why =
+                format!("{} has {} of {} weights", c.role, c.places.len(), c.graph.weights.len());
             return Err(WriteError::Inconsistent(why));
         }
         Ok(())
@@ -163,10 +130,7 @@ impl<W: Write + Seek> Writer<W> {
         let text = serde_json::to_vec(&manifest)
             .map_err(|e| WriteError::Inconsistent(format!("the manifest: {e}")))?;
         if text.len() as u64 > MAX_MANIFEST {
-            return Err(WriteError::Inconsistent(format!(
-                "a manifest of {} bytes",
-                text.len()
-            )));
+            return Err(WriteError::Inconsistent(format!("a manifest of {} bytes", text.len())));
         }
         self.out.write_all(&text)?;
         let header = Header {

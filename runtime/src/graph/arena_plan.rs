@@ -41,12 +41,7 @@ pub fn plan_arena(buffers: &[Lifetime]) -> Option<ArenaPlan> {
         taken.extend(placed.iter().filter_map(|&j| {
             let other = buffers[j];
             let together = other.first <= b.last && b.first <= other.last;
-            together.then(|| {
-                (
-                    offsets[j],
-                    offsets[j] + align_up(other.bytes, ALIGN).unwrap_or(0),
-                )
-            })
+            together.then(|| (offsets[j], offsets[j] + align_up(other.bytes, ALIGN).unwrap_or(0)))
         }));
         taken.sort_unstable();
         let mut at = 0usize;
@@ -60,10 +55,7 @@ pub fn plan_arena(buffers: &[Lifetime]) -> Option<ArenaPlan> {
         total = total.max(at.checked_add(bytes)?);
         placed.push(i);
     }
-    Some(ArenaPlan {
-        offsets,
-        bytes: total,
-    })
+    Some(ArenaPlan { offsets, bytes: total })
 }
 
 #[cfg(test)]
@@ -73,22 +65,14 @@ mod tests {
 
     #[test]
     fn a_chain_needs_two_buffers() {
-        let b = |first, last| Lifetime {
-            bytes: 1000,
-            first,
-            last,
-        };
+        let b = |first, last| Lifetime { bytes: 1000, first, last };
         let plan = plan_arena(&[b(0, 1), b(1, 2), b(2, 3), b(3, 4)]).unwrap();
         assert_eq!(plan.bytes, 2048);
     }
 
     #[test]
     fn sizes_that_overflow_are_refused() {
-        let b = Lifetime {
-            bytes: usize::MAX - 10,
-            first: 0,
-            last: 0,
-        };
+        let b = Lifetime { bytes: usize::MAX - 10, first: 0, last: 0 };
         assert_eq!(plan_arena(&[b]), None);
     }
 

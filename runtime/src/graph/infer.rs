@@ -56,11 +56,7 @@ impl Graph {
             .values
             .iter()
             .map(|k| match *k {
-                ValueKind::Map(c) => Shape::Map {
-                    h: 0,
-                    w: 0,
-                    c: c as usize,
-                },
+                ValueKind::Map(c) => Shape::Map { h: 0, w: 0, c: c as usize },
                 ValueKind::Vector(len) => Shape::Vector { len: len as usize },
             })
             .collect();
@@ -70,10 +66,7 @@ impl Graph {
             .filter(|p| matches!(self.kind(p.value), ValueKind::Map(_)))
             .collect();
         if maps.len() != map_sizes.len() {
-            return Err(ShapeError::WrongInputs {
-                expected: maps.len(),
-                found: map_sizes.len(),
-            });
+            return Err(ShapeError::WrongInputs { expected: maps.len(), found: map_sizes.len() });
         }
         for (port, &(h, w)) in maps.iter().zip(map_sizes) {
             let c = self.kind(port.value).channels() as usize;
@@ -101,12 +94,8 @@ impl Graph {
         let out = shapes[node.output.index()];
         match &node.op {
             Op::Conv2d { weight, .. } | Op::Linear { weight, .. } => {
-                let per_pixel: u64 = self
-                    .weight(*weight)
-                    .shape
-                    .iter()
-                    .map(|&d| u64::from(d))
-                    .product();
+                let per_pixel: u64 =
+                    self.weight(*weight).shape.iter().map(|&d| u64::from(d)).product();
                 per_pixel * out.pixels() as u64
             }
             Op::Attention { .. } => {
@@ -120,25 +109,13 @@ impl Graph {
 
 fn checked(name: &str, h: usize, w: usize, c: usize) -> Result<Shape, ShapeError> {
     if h == 0 || w == 0 {
-        return Err(ShapeError::TooSmall {
-            node: name.to_owned(),
-            h,
-            w,
-        });
+        return Err(ShapeError::TooSmall { node: name.to_owned(), h, w });
     }
     let shape = Shape::Map { h, w, c };
     // Eight bytes an element leaves room for any element type and for f64 partial sums.
-    let fits = shape
-        .elements()
-        .and_then(|n| n.checked_mul(8))
-        .is_some_and(|b| b <= isize::MAX as usize);
-    if fits {
-        Ok(shape)
-    } else {
-        Err(ShapeError::TooLarge {
-            node: name.to_owned(),
-        })
-    }
+    let fits =
+        shape.elements().and_then(|n| n.checked_mul(8)).is_some_and(|b| b <= isize::MAX as usize);
+    if fits { Ok(shape) } else { Err(ShapeError::TooLarge { node: name.to_owned() }) }
 }
 
 fn map_size(shape: Shape) -> (usize, usize) {
@@ -154,28 +131,15 @@ fn output_size(node: &Node, shapes: &[Shape]) -> Result<(usize, usize), ShapeErr
         if map_size(a) == map_size(b) {
             Ok(())
         } else {
-            Err(ShapeError::Mismatch {
-                node: node.name.clone(),
-                left: a,
-                right: b,
-            })
+            Err(ShapeError::Mismatch { node: node.name.clone(), left: a, right: b })
         }
     };
     let (h, w) = map_size(operand(0));
     Ok(match &node.op {
-        Op::Conv2d {
-            kernel,
-            stride,
-            pad,
-            ..
-        } => {
+        Op::Conv2d { kernel, stride, pad, .. } => {
             let side = |n: usize, before: u32, after: u32, k: u32, s: u32| {
-                let padded = n
-                    .saturating_add(before as usize)
-                    .saturating_add(after as usize);
-                padded
-                    .checked_sub(k as usize)
-                    .map_or(0, |rest| rest / s as usize + 1)
+                let padded = n.saturating_add(before as usize).saturating_add(after as usize);
+                padded.checked_sub(k as usize).map_or(0, |rest| rest / s as usize + 1)
             };
             (
                 side(h, pad.top, pad.bottom, kernel[0], stride[0]),

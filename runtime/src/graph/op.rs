@@ -21,12 +21,7 @@ impl Pad {
     /// The same on all four sides.
     #[must_use]
     pub const fn all(n: u32) -> Self {
-        Self {
-            top: n,
-            left: n,
-            bottom: n,
-            right: n,
-        }
+        Self { top: n, left: n, bottom: n, right: n }
     }
 }
 

@@ -32,10 +32,7 @@ pub enum GraphError {
 }
 
 fn invalid<T>(place: &str, why: impl Into<String>) -> Result<T, GraphError> {
-    Err(GraphError::Invalid {
-        place: place.to_owned(),
-        why: why.into(),
-    })
+    Err(GraphError::Invalid { place: place.to_owned(), why: why.into() })
 }
 
 impl Graph {
@@ -55,10 +52,7 @@ impl Graph {
         }
         for (i, kind) in self.values.iter().enumerate() {
             if kind.channels() == 0 || kind.channels() > MAX_DIM {
-                return invalid(
-                    &format!("value {i}"),
-                    format!("{} channels", kind.channels()),
-                );
+                return invalid(&format!("value {i}"), format!("{} channels", kind.channels()));
             }
         }
         for w in &self.weights {
@@ -122,10 +116,7 @@ impl Graph {
             _ => 1..=1,
         };
         if !expected.contains(&node.inputs.len()) {
-            return invalid(
-                place,
-                format!("{} inputs, expected {expected:?}", node.inputs.len()),
-            );
+            return invalid(place, format!("{} inputs, expected {expected:?}", node.inputs.len()));
         }
         let Some(&out) = self.values.get(node.output.index()) else {
             return invalid(place, format!("value {} does not exist", node.output.0));
@@ -137,27 +128,14 @@ impl Graph {
             if found == expected {
                 Ok(())
             } else {
-                invalid(
-                    place,
-                    format!("its {what} is {found:?}, expected {expected:?}"),
-                )
+                invalid(place, format!("its {what} is {found:?}, expected {expected:?}"))
             }
         };
         let maps_only = || {
-            if map(first) {
-                Ok(())
-            } else {
-                invalid(place, "its first input must be a map")
-            }
+            if map(first) { Ok(()) } else { invalid(place, "its first input must be a map") }
         };
         match &node.op {
-            Op::Conv2d {
-                weight,
-                bias,
-                kernel,
-                stride,
-                pad,
-            } => {
+            Op::Conv2d { weight, bias, kernel, stride, pad } => {
                 maps_only()?;
                 let n = out.channels();
                 want("output", out, ValueKind::Map(n))?;
@@ -194,30 +172,18 @@ impl Graph {
                 want(
                     "output",
                     out,
-                    if map(first) {
-                        ValueKind::Map(n)
-                    } else {
-                        ValueKind::Vector(n)
-                    },
+                    if map(first) { ValueKind::Map(n) } else { ValueKind::Vector(n) },
                 )?;
                 self.check_weight(place, *weight, &[n, first.channels()], Layout::Packed16)?;
                 self.check_bias(place, *bias, n)
             }
-            Op::GroupNorm {
-                groups,
-                eps,
-                weight,
-                bias,
-            } => {
+            Op::GroupNorm { groups, eps, weight, bias } => {
                 maps_only()?;
                 want("output", out, first)?;
                 if *groups == 0 || !first.channels().is_multiple_of(*groups) {
                     return invalid(
                         place,
-                        format!(
-                            "{groups} groups do not divide {} channels",
-                            first.channels()
-                        ),
+                        format!("{groups} groups do not divide {} channels", first.channels()),
                     );
                 }
                 if !eps.is_finite() || *eps < 0.0 {

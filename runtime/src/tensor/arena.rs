@@ -40,20 +40,14 @@ impl Arena {
     /// [`ArenaError::OutOfMemory`] where the system refuses.
     pub fn new(bytes: usize) -> Result<Self, ArenaError> {
         if bytes == 0 {
-            return Ok(Self {
-                ptr: NonNull::<Aligned>::dangling().cast(),
-                layout: None,
-            });
+            return Ok(Self { ptr: NonNull::<Aligned>::dangling().cast(), layout: None });
         }
         let layout =
             Layout::from_size_align(bytes, ALIGN).map_err(|_| ArenaError::OutOfMemory { bytes })?;
         // SAFETY: the layout has a size above zero.
         let ptr = unsafe { alloc_zeroed(layout) };
         let ptr = NonNull::new(ptr).ok_or(ArenaError::OutOfMemory { bytes })?;
-        Ok(Self {
-            ptr,
-            layout: Some(layout),
-        })
+        Ok(Self { ptr, layout: Some(layout) })
     }
 
     /// Size in bytes.
@@ -108,13 +102,7 @@ mod tests {
 
     #[test]
     fn an_impossible_arena_is_an_error() {
-        assert!(matches!(
-            Arena::new(usize::MAX - 4096),
-            Err(ArenaError::OutOfMemory { .. })
-        ));
-        assert!(matches!(
-            Arena::new(1 << 60),
-            Err(ArenaError::OutOfMemory { .. })
-        ));
+        assert!(matches!(Arena::new(usize::MAX - 4096), Err(ArenaError::OutOfMemory { .. })));
+        assert!(matches!(Arena::new(1 << 60), Err(ArenaError::OutOfMemory { .. })));
     }
 }
