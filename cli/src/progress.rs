@@ -18,6 +18,7 @@ pub(crate) enum Unit {
     /// Multiply-accumulates.
     Macs,
     /// Bytes.
+    #[cfg(feature = "export")]
     Bytes,
     /// Repetitions.
     Runs,
@@ -72,6 +73,8 @@ impl Progress {
                     bar.tick();
                 }
             }
+            // The result says that all is done.
+            View::Plain { .. } if done == total => {}
             View::Plain { last } => {
                 let now = Instant::now();
                 if last.is_none_or(|t| now.duration_since(t) >= PLAIN_EVERY) {
@@ -103,6 +106,7 @@ fn describe(done: u64, total: u64, elapsed: Duration, unit: Unit) -> String {
     let percent = 100.0 * done as f64 / total as f64;
     let pace = match unit {
         Unit::Macs => format!("{:.1} GMAC/s", rate / 1e9),
+        #[cfg(feature = "export")]
         Unit::Bytes => format!("{:.1} MB/s", rate / 1e6),
         Unit::Runs if rate >= 1.0 => format!("{rate:.1} runs/s"),
         Unit::Runs => format!("{:.1} s a run", 1.0 / rate),

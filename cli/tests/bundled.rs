@@ -12,6 +12,7 @@ fn example(name: &str) -> String {
 }
 
 /// The mean of each 4 × 4 block.
+#[cfg(feature = "bundled")]
 fn shrunk(large: &image::RgbImage) -> image::RgbImage {
     image::RgbImage::from_fn(large.width() / 4, large.height() / 4, |x, y| {
         let mut sum = [8u32; 3];
