@@ -1,14 +1,13 @@
 //! The CPU target of latile: the only place with SIMD.
 //!
 //! Here live the instruction sets and their vector operations ([`isa`], [`simd`]), the matrix
-//! kernels and their [`registry`], weight packing ([`pack`]), the thread [`pool`] and the fused
+//! kernels and their [`registry`], the thread [`pool`] and the fused
 //! [`steps`] that a session runs. Importers, file formats and pipelines never do.
 
 pub mod isa;
 pub mod kernels;
 mod lower;
 pub mod naive;
-pub mod pack;
 pub mod pool;
 pub mod reference;
 pub mod registry;

@@ -6,7 +6,6 @@
 use half::f16;
 use latile_cpu::isa::{Isa, Level};
 use latile_cpu::naive;
-use latile_cpu::pack::{WeightShape, pack16};
 use latile_cpu::pool::Pool;
 use latile_cpu::registry::WeightType;
 use latile_cpu::steps::conv::{
@@ -16,6 +15,21 @@ use latile_cpu::steps::norm::{
     ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs,
 };
 use latile_cpu::steps::{Output, Source, StepError};
+
+/// `[n, c, kh, kw]` as `[ceil(n / 16)][kh][kw][c][16]`, by the definition.
+fn packed16(weights: &[f32], shape: &ConvShape) -> Vec<f32> {
+    let window = shape.kernel[0] * shape.kernel[1];
+    let mut packed = vec![0.0; shape.packed_len()];
+    for n in 0..shape.n {
+        for c in 0..shape.c {
+            for tap in 0..window {
+                let row = (n / 16 * window + tap) * shape.c + c;
+                packed[row * 16 + n % 16] = weights[(n * shape.c + c) * window + tap];
+            }
+        }
+    }
+    packed
+}
 
 struct Random(u64);
 
@@ -143,9 +157,7 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
     if case.half_weights {
         weights = widen(&halve(&weights));
     }
-    let packed_shape = WeightShape { n: shape.n, c: shape.c, kh, kw };
-    let mut packed = vec![0.0_f32; shape.packed_len()];
-    pack16(&weights, packed_shape, &mut packed, |x| x);
+    let packed = packed16(&weights, &shape);
     let packed_half = halve(&packed);
     let bias = random.vec(shape.n, 1.0);
     let add = random.vec(shape.n, 1.0);

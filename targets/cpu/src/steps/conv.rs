@@ -176,7 +176,8 @@ pub struct Segment<'a> {
     pub norm: Option<(&'a [f32], &'a [f32])>,
 }
 
-/// Packed weights, `[ceil(n / 16)][kh][kw][c][16]`; see [`crate::pack`].
+/// Packed weights, `[ceil(n / 16)][kh][kw][c][16]`; the file's
+/// [`Packed16`](latile_runtime::graph::Layout::Packed16).
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
     /// Single precision.

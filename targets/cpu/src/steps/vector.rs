@@ -21,7 +21,8 @@ const TASK_PANELS: usize = 4;
 /// The operands of one linear layer on a vector.
 #[derive(Debug)]
 pub struct LinearArgs<'a> {
-    /// Packed weights `[ceil(n / 16)][c][16]`; see [`crate::pack`].
+    /// Packed weights `[ceil(n / 16)][c][16]`; the file's
+    /// [`Packed16`](latile_runtime::graph::Layout::Packed16).
     pub weights: Weights<'a>,
     /// Per output.
     pub bias: Option<&'a [f32]>,
