@@ -49,6 +49,11 @@ impl Output {
         if !overwrite && path.symlink_metadata().is_ok() {
             return Err(PersistError::Exists { path: path.to_owned() });
         }
+        let folder = folder(path);
+        if !folder.is_dir() {
+            let why = format!("the folder {} does not exist; create it first", folder.display());
+            return Err(io(io::Error::new(io::ErrorKind::NotFound, why)));
+        }
         let name = path.file_name().ok_or_else(|| io(io::Error::other("it names no file")))?;
         let mut builder = tempfile::Builder::new();
         let prefix = format!(".{}.", name.to_string_lossy());
@@ -59,7 +64,7 @@ impl Output {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temp = builder.tempfile_in(folder(path)).map_err(io)?;
+        let temp = builder.tempfile_in(folder).map_err(io)?;
         Ok(Self { temp, path: path.to_owned(), overwrite })
     }
 
@@ -133,5 +138,6 @@ mod tests {
     fn a_missing_folder_is_named() {
         let err = Output::create(Path::new("/no/such/folder/x.png"), false).unwrap_err();
         assert!(err.to_string().contains("/no/such/folder/x.png"), "{err}");
+        assert!(err.to_string().contains("create it first"), "{err}");
     }
 }
