@@ -403,7 +403,7 @@ mod tests {
 
     /// Not a test of results: prints the time of a lookup as large as a 64 x 64 latent's.
     #[test]
-    #[ignore = "a measurement"]
+    #[ignore = "a measurement: cargo test --release -p latile-cpu --lib -- --ignored --nocapture"]
     fn time() {
         let table = random(8192 * 3, 7);
         let x = Tensor::new(&random(4096 * 3, 8), false);

@@ -267,7 +267,7 @@ fn few_tasks_divide_among_the_threads() {
 /// Not a test of results: prints the best rate of short runs on one thread next to that of a
 /// convolution.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release -p latile-cpu --lib -- --ignored --nocapture"]
 fn rate() {
     use super::super::conv::{
         Activation, ConvArgs, ConvPlan, ConvShape, Residual, Segment, Weights, conv2d,
@@ -335,7 +335,7 @@ fn rate() {
 
 /// Not a test of results: to be run alone where executed instructions are counted.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release -p latile-cpu --lib -- --ignored --nocapture"]
 fn work() {
     let case = Case { shape: shape(192, 512, 512, 1), half: false, sharpness: 1.0 };
     let (q, kv) = case.operands();
