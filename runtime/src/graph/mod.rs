@@ -161,16 +161,4 @@ impl Graph {
     pub fn weight(&self, weight: WeightId) -> &WeightSpec {
         &self.weights[weight.index()]
     }
-
-    /// For each value, the indices of the nodes that read it.
-    #[must_use]
-    pub fn readers(&self) -> Vec<Vec<usize>> {
-        let mut readers = vec![Vec::new(); self.values.len()];
-        for (i, node) in self.nodes.iter().enumerate() {
-            for v in &node.inputs {
-                readers[v.index()].push(i);
-            }
-        }
-        readers
-    }
 }

@@ -5,6 +5,7 @@ use half::f16;
 
 use super::Source;
 use super::conv::{Activation, ConvShape, Segment};
+use super::element::Element;
 use crate::isa::Level;
 use crate::simd::{Kernel, LANES, Simd, math};
 
@@ -52,25 +53,6 @@ struct FillRow<'a> {
     y: usize,
     x: usize,
     dst: &'a mut [f32],
-}
-
-/// An element type that the band widens.
-trait Element: Copy {
-    fn read<S: Simd>(s: S, x: &[Self]) -> S::F;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn read<S: Simd>(s: S, x: &[f32]) -> S::F {
-        s.load_slice(x)
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn read<S: Simd>(s: S, x: &[f16]) -> S::F {
-        s.load_f16_slice(x)
-    }
 }
 
 impl Kernel for FillRow<'_> {

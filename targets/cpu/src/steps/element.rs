@@ -1,12 +1,32 @@
 //! Stored elements, `f32` or `f16`, read and written as vectors of `f32`.
 //!
-//! The pointers through which the tasks of the steps outside the convolution reach their
-//! operands, written once for both storage types. Arithmetic is not here.
+//! How a slice of either type is read, and the pointers through which the tasks of the steps
+//! outside the convolution reach their operands. Arithmetic is not here.
 
 use half::f16;
 
 use super::{Output, SharedMut, Source};
 use crate::simd::Simd;
+
+/// An element type that a vector can be read from.
+pub(super) trait Element: Copy {
+    /// Sixteen or fewer lanes, the others zero.
+    fn read<S: Simd>(s: S, x: &[Self]) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn read<S: Simd>(s: S, x: &[f32]) -> S::F {
+        s.load_slice(x)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn read<S: Simd>(s: S, x: &[f16]) -> S::F {
+        s.load_f16_slice(x)
+    }
+}
 
 /// A pointer to a [`Source`]'s elements.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,7 @@
 //! and the consuming convolution applies those as it reads. Sums are in double precision and
 //! added in an order that depends on the shape alone.
 
-use half::f16;
-
+use super::element::Element;
 use super::{SharedMut, Source, StepError, check_len};
 use crate::isa::Level;
 use crate::pool::Pool;
@@ -187,26 +186,6 @@ pub fn channel_sums(
         }
     })
     .map_err(|source| StepError::Worker { step: SUMS, source })
-}
-
-/// An element type that a vector can be read from.
-trait Element: Copy {
-    /// Sixteen or fewer lanes.
-    fn read<S: Simd>(s: S, x: &[Self]) -> S::F;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn read<S: Simd>(s: S, x: &[f32]) -> S::F {
-        s.load_slice(x)
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn read<S: Simd>(s: S, x: &[f16]) -> S::F {
-        s.load_f16_slice(x)
-    }
 }
 
 struct SumBlock<'a, T> {
