@@ -28,6 +28,7 @@ pub(crate) fn pack(spec: &WeightSpec, values: &[f32], out: &mut Vec<u8>) -> Resu
             let half = f16::from_f32(value);
             if half.is_finite() { Ok(half.to_le_bytes()) } else { Err(value) }
         }),
+        DType::I8 | DType::I32 => unreachable!("{} is quantized, not packed", spec.name),
     }
 }
 

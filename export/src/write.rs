@@ -78,7 +78,7 @@ pub(crate) fn write(
     for c in model.components {
         components.push(summary(&c));
         let specs = c.graph.weights.clone();
-        writer.begin(c.role, c.multiple, c.timestep, c.graph).map_err(failed)?;
+        writer.begin(c.role, c.multiple, c.timestep, &[], c.graph).map_err(failed)?;
         for (spec, recipe) in specs.iter().zip(&c.recipes) {
             recipe.read(&model.sources, spec, &mut values)?;
             pack::pack(spec, &values, &mut bytes).map_err(|o| ExportError::F16Overflow {
@@ -110,6 +110,7 @@ pub(crate) fn write(
         defaults: Defaults {
             steps: options.steps.unwrap_or(STEPS),
             eta: options.eta.unwrap_or(0.0),
+            consistency: 0.0,
         },
         components: Vec::new(),
     };

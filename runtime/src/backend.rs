@@ -148,6 +148,13 @@ pub trait Session {
     /// [`RunError`] where a slice has the wrong size, or the result is not finite.
     fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError>;
 
+    /// Chooses the group of timesteps ([`ComponentSpec::timestep_group`]) whose activation ranges int8
+    /// layers use in the runs to come; 0 at first. Groups beyond the last count as the last. Sessions of
+    /// models without int8 layers have nothing to choose.
+    ///
+    /// [`ComponentSpec::timestep_group`]: crate::format::ComponentSpec::timestep_group
+    fn set_timestep_group(&mut self, group: usize);
+
     /// What it is and costs.
     fn stats(&self) -> SessionStats;
 }

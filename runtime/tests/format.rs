@@ -35,6 +35,7 @@ fn graph() -> Graph {
                     kernel: [3, 3],
                     stride: [1, 1],
                     pad: Pad::all(1),
+                    quant: None,
                 },
                 inputs: vec![ValueId(0)],
                 output: ValueId(1),
@@ -51,7 +52,7 @@ fn manifest() -> Manifest {
         task: Task::Components,
         latent: Some(LatentSpec { channels: 3, factor: 4, scale: 0.3, shift: 0.0 }),
         scheduler: None,
-        defaults: Defaults { steps: 4, eta: 0.0 },
+        defaults: Defaults { steps: 4, eta: 0.0, consistency: 0.0 },
         components: Vec::new(),
     }
 }
@@ -60,7 +61,7 @@ fn model_bytes() -> Vec<u8> {
     let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
     for role in [Role::Unet, Role::Decoder] {
         let graph = graph();
-        writer.begin(role, 1, None, graph.clone()).unwrap();
+        writer.begin(role, 1, None, &[], graph.clone()).unwrap();
         for (i, spec) in graph.weights.iter().enumerate() {
             writer.weight(&vec![i as u8 + 1; spec.stored_bytes().unwrap()]).unwrap();
         }

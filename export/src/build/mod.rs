@@ -68,6 +68,7 @@ impl Builder {
         let dtype = match layout {
             Layout::Packed16 => self.packed,
             Layout::Plain => DType::F32,
+            Layout::Packed16x4 => DType::I8,
         };
         self.graph.weights.push(WeightSpec { name, shape: shape.to_vec(), dtype, layout });
         id
@@ -99,7 +100,14 @@ impl Builder {
         let shape = [n, self.channels(x), kernel, kernel];
         let weight = self.weight(format!("{name}.weight"), &shape, Layout::Packed16);
         let bias = Some(self.weight(format!("{name}.bias"), &[n], Layout::Plain));
-        let op = Op::Conv2d { weight, bias, kernel: [kernel; 2], stride: [stride; 2], pad };
+        let op = Op::Conv2d {
+            weight,
+            bias,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            pad,
+            quant: None,
+        };
         self.node(name, op, &[x], ValueKind::Map(n))
     }
 
@@ -121,7 +129,7 @@ impl Builder {
             ValueKind::Map(_) => ValueKind::Map(n),
             ValueKind::Vector(_) => ValueKind::Vector(n),
         };
-        self.node(name, Op::Linear { weight, bias }, &[x], kind)
+        self.node(name, Op::Linear { weight, bias, quant: None }, &[x], kind)
     }
 
     pub(crate) fn norm(&mut self, name: &str, x: ValueId, norm: crate::arch::Norm) -> ValueId {

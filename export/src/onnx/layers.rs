@@ -79,7 +79,7 @@ impl Recogniser<'_> {
             )?),
             Some(_) => return Err("a convolution whose bias is not constant".into()),
         };
-        let op = Op::Conv2d { weight, bias, kernel, stride, pad };
+        let op = Op::Conv2d { weight, bias, kernel, stride, pad, quant: None };
         let out = self.emit(&name, op, &[x], ValueKind::Map(rows32), Info::Map { h: oh, w: ow });
         Ok(View::new(out, map_axes(rows, oh, ow)))
     }

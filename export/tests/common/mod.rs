@@ -122,7 +122,7 @@ pub fn run(model: &Model, role: Role, inputs: &[(&str, Map)]) -> Map {
 
 fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[ValueId]) -> Map {
     match *op {
-        Op::Conv2d { weight, bias, kernel, stride, pad } => {
+        Op::Conv2d { weight, bias, kernel, stride, pad, .. } => {
             let [kh, kw] = kernel.map(|v| v as usize);
             let [sh, sw] = stride.map(|v| v as usize);
             conv(
@@ -135,7 +135,7 @@ fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[Va
                 [pad.top, pad.left, pad.bottom, pad.right],
             )
         }
-        Op::Linear { weight, bias } => conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4]),
+        Op::Linear { weight, bias, .. } => conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4]),
         Op::GroupNorm { groups, eps, weight, bias } => {
             let (x, scale, shift) = (x(0), w.flat(weight), w.flat(bias));
             let size = x.c / groups as usize;

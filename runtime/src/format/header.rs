@@ -18,7 +18,7 @@
 /// First eight bytes. The high bit and the newline show a file that was mangled as text.
 pub const MAGIC: [u8; 8] = *b"\x89LATILE\n";
 /// The version this build reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where weights begin, and the alignment of every weight of at least this size.
 pub const PAGE: u64 = 4096;
 /// Bytes of the header proper.

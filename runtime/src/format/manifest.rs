@@ -48,15 +48,20 @@ pub enum Precision {
     F32,
     /// Weights and activations in f16.
     F16,
+    /// Weights of convolutions and linear layers, and what they read, in int8 wherever an int8 layer is
+    /// possible; all else, and the activations stored between steps, in f16.
+    Int8,
+    /// As [`Precision::Int8`], with the layers that lose most by it left in f16.
+    Mixed,
 }
 
 impl Precision {
-    /// The element type of stored activations and packed weights.
+    /// The element type of stored activations and of packed weights that are not int8.
     #[must_use]
     pub const fn dtype(self) -> crate::tensor::DType {
         match self {
             Self::F32 => crate::tensor::DType::F32,
-            Self::F16 => crate::tensor::DType::F16,
+            Self::F16 | Self::Int8 | Self::Mixed => crate::tensor::DType::F16,
         }
     }
 }
@@ -162,6 +167,9 @@ pub struct Defaults {
     pub steps: u32,
     /// DDIM's eta: 0 is deterministic, 1 is ancestral.
     pub eta: f32,
+    /// How far a super-resolution result is made consistent with its input (back-projection): 0 not at
+    /// all, 1 fully.
+    pub consistency: f32,
 }
 
 /// A component's part in the pipeline.
@@ -204,10 +212,23 @@ pub struct ComponentSpec {
     pub multiple: u32,
     /// For a U-Net: how a timestep becomes its `time_proj` input.
     pub timestep: Option<TimestepProjection>,
+    /// Groups of timesteps with activation ranges of their own: group `i` holds the timesteps from the
+    /// bound before it (0 for the first) up to but without bound `i`. Empty where there are no groups.
+    pub timestep_groups: Vec<u32>,
     /// The operators.
     pub graph: Graph,
     /// Where each of `graph.weights` lies, in the same order.
     pub places: Vec<WeightPlace>,
+}
+
+impl ComponentSpec {
+    /// The group that holds timestep `t`, an index into each int8 layer's ranges; the last one for
+    /// timesteps beyond all bounds, 0 where there are no groups.
+    #[must_use]
+    pub fn timestep_group(&self, t: f32) -> usize {
+        let last = self.timestep_groups.len().saturating_sub(1);
+        self.timestep_groups.iter().position(|&bound| t < bound as f32).unwrap_or(last)
+    }
 }
 
 /// Where a weight lies.

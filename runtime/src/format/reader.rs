@@ -260,6 +260,21 @@ fn check(manifest: &Manifest, weights_len: u64, name: &str) -> Result<(), ModelE
                 c.graph.weights.len()
             ));
         }
+        if !c.timestep_groups.is_sorted_by(|a, b| a < b)
+            || c.timestep_groups.first() == Some(&0)
+            || (c.timestep.is_none() && !c.timestep_groups.is_empty())
+        {
+            return refuse(format!(
+                "lists timestep groups {:?} for {role}; bounds must rise from above 0, and only a component with a timestep has any",
+                c.timestep_groups
+            ));
+        }
+        let groups = c.timestep_groups.len().max(1);
+        if let Some(layer) = c.graph.layer_without_groups(groups) {
+            return refuse(format!(
+                "gives layer {layer} of {role} another number of activation ranges than its {groups} timestep groups"
+            ));
+        }
         for (w, p) in c.graph.weights.iter().zip(&c.places) {
             let bytes = w.stored_bytes().unwrap_or(usize::MAX) as u64;
             let fits = bytes <= p.extent
@@ -313,7 +328,12 @@ fn check_numbers(m: &Manifest) -> Option<&'static str> {
         }
     }
     let d = m.defaults;
-    if d.steps == 0 || d.steps > 1_000_000 || !(0.0..=1.0).contains(&d.eta) {
+    let unit = 0.0..=1.0;
+    if d.steps == 0
+        || d.steps > 1_000_000
+        || !unit.contains(&d.eta)
+        || !unit.contains(&d.consistency)
+    {
         return Some("has impossible sampling defaults");
     }
     if m.task == super::Task::SuperResolution && (m.latent.is_none() || m.scheduler.is_none()) {

@@ -50,12 +50,20 @@ impl<W: Write + Seek> Writer<W> {
         role: Role,
         multiple: u32,
         timestep: Option<TimestepProjection>,
+        timestep_groups: &[u32],
         graph: Graph,
     ) -> Result<(), WriteError> {
         self.complete()?;
         graph.validate().map_err(|e| WriteError::Inconsistent(format!("{role}: {e}")))?;
         let places = Vec::with_capacity(graph.weights.len());
-        self.components.push(ComponentSpec { role, multiple, timestep, graph, places });
+        self.components.push(ComponentSpec {
+            role,
+            multiple,
+            timestep,
+            timestep_groups: timestep_groups.to_vec(),
+            graph,
+            places,
+        });
         Ok(())
     }
 

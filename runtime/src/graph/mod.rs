@@ -11,7 +11,7 @@ mod validate;
 
 pub use arena_plan::{ArenaPlan, Lifetime, plan_arena};
 pub use infer::ShapeError;
-pub use op::{Op, Pad};
+pub use op::{Op, Pad, Quant, QuantRange};
 pub use validate::{GraphError, MAX_NODES};
 
 use crate::tensor::DType;
@@ -96,6 +96,10 @@ pub enum Layout {
     /// A `[n, c, kh, kw]` convolution or `[n, c]` linear weight as
     /// `[ceil(n / 16)][kh][kw][c][16]`: sixteen output channels innermost, missing ones zero.
     Packed16,
+    /// The same as `[ceil(n / 16)][kh][kw][ceil(c / 4)][16][4]`, int8: of sixteen output channels four
+    /// consecutive input channels each, so that a row of 64 bytes is what a dot-product instruction
+    /// takes. Missing channels of either kind are zero.
+    Packed16x4,
 }
 
 /// A weight as the graph knows it.
@@ -113,7 +117,7 @@ pub struct WeightSpec {
 }
 
 impl WeightSpec {
-    /// Elements as stored, padding of [`Layout::Packed16`] included; `None` where that overflows.
+    /// Elements as stored, padding of the packed layouts included; `None` where that overflows.
     #[must_use]
     pub fn stored_elements(&self) -> Option<usize> {
         let mut dims = self.shape.iter().map(|&d| d as usize);
@@ -122,6 +126,11 @@ impl WeightSpec {
             Layout::Packed16 => {
                 let n = dims.next()?.div_ceil(16).checked_mul(16)?;
                 dims.try_fold(n, usize::checked_mul)
+            }
+            Layout::Packed16x4 => {
+                let n = dims.next()?.div_ceil(16).checked_mul(16)?;
+                let c = dims.next()?.div_ceil(4).checked_mul(4)?;
+                dims.try_fold(n.checked_mul(c)?, usize::checked_mul)
             }
         }
     }
@@ -154,6 +163,13 @@ impl Graph {
     #[must_use]
     pub fn kind(&self, value: ValueId) -> ValueKind {
         self.values[value.index()]
+    }
+
+    /// The first int8 layer that does not have `groups` activation ranges.
+    #[must_use]
+    pub fn layer_without_groups(&self, groups: usize) -> Option<&str> {
+        let wrong = |op: &Op| matches!(op.quant(), Some(q) if q.ranges.len() != groups);
+        self.nodes.iter().find(|n| wrong(&n.op)).map(|n| n.name.as_str())
     }
 
     /// The description of `weight`. Panics where the id is not of this graph, which [`Graph::validate`] excludes.

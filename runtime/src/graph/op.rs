@@ -25,13 +25,41 @@ impl Pad {
     }
 }
 
+/// How an int8 layer's input becomes integers in one group of timesteps:
+/// `q = clamp(round(x · input_scale[c] / scale) + zero_point, 0, 255)`, halves rounded to even.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantRange {
+    /// What one step of `q` is worth; finite and positive.
+    pub scale: f32,
+    /// The `q` of 0, so that padding is exact.
+    pub zero_point: u8,
+}
+
+/// What makes a convolution or linear layer an int8 one. Its result, before the bias, is
+/// `(Σ q·w − zero_point · weight_sum[n]) · (scale · weight_scale[n])`: an i32 sum, exact and therefore
+/// the same in any order, then two f32 roundings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quant {
+    /// One for each of the component's groups of timesteps; one where it has none.
+    pub ranges: Vec<QuantRange>,
+    /// `[n]`, f32, plain: what one step of a stored weight is worth.
+    pub weight_scale: WeightId,
+    /// `[n]`, i32, plain: the sum of the stored weights of each output channel.
+    pub weight_sum: WeightId,
+    /// `[c]`, f32, plain: inputs are multiplied by it before they are quantized, and the weights were
+    /// divided by it. It gives channels, and concatenated inputs, a scale of their own.
+    pub input_scale: Option<WeightId>,
+}
+
 /// A primitive operator. Operands are listed in the order of `Node::inputs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
     /// `map → map`. Cross-correlation, dilation 1, one group.
     Conv2d {
-        /// `[n, c, kh, kw]`, [`super::Layout::Packed16`].
+        /// `[n, c, kh, kw]`, [`super::Layout::Packed16`], or [`super::Layout::Packed16x4`] where `quant` is given.
         weight: WeightId,
         /// `[n]`, f32, plain.
         bias: Option<WeightId>,
@@ -41,13 +69,19 @@ pub enum Op {
         stride: [u32; 2],
         /// Zero padding.
         pad: Pad,
+        /// Makes it an int8 convolution.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        quant: Option<Quant>,
     },
     /// `map → map` over the channels of each pixel, or `vector → vector`.
     Linear {
-        /// `[n, c]`, [`super::Layout::Packed16`].
+        /// `[n, c]`, [`super::Layout::Packed16`], or [`super::Layout::Packed16x4`] where `quant` is given.
         weight: WeightId,
         /// `[n]`, f32, plain.
         bias: Option<WeightId>,
+        /// Makes it an int8 layer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        quant: Option<Quant>,
     },
     /// `map → map`. Normalises each group of neighbouring channels over all pixels with the biased
     /// variance, then scales and shifts per channel (Wu & He 2018, eq. 1 and 2).
@@ -119,15 +153,30 @@ impl Op {
         }
     }
 
+    /// What makes it an int8 layer, where it is one.
+    #[must_use]
+    pub const fn quant(&self) -> Option<&Quant> {
+        match self {
+            Self::Conv2d { quant, .. } | Self::Linear { quant, .. } => quant.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The weights it reads.
     #[must_use]
     pub fn weights(&self) -> Vec<WeightId> {
-        match *self {
-            Self::Conv2d { weight, bias, .. } | Self::Linear { weight, bias } => {
-                std::iter::once(weight).chain(bias).collect()
+        match self {
+            Self::Conv2d { weight, bias, quant, .. } | Self::Linear { weight, bias, quant } => {
+                let mut all = vec![*weight];
+                all.extend(*bias);
+                if let Some(q) = quant {
+                    all.extend([q.weight_scale, q.weight_sum]);
+                    all.extend(q.input_scale);
+                }
+                all
             }
-            Self::GroupNorm { weight, bias, .. } => vec![weight, bias],
-            Self::Codebook { table } => vec![table],
+            Self::GroupNorm { weight, bias, .. } => vec![*weight, *bias],
+            Self::Codebook { table } => vec![*table],
             _ => Vec::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! Checks that make a graph from a file safe to run: every id in range, every value defined once and
 //! before use, every weight of the shape its operator needs.
 
-use super::{Graph, Layout, Node, Op, ValueId, ValueKind, WeightId};
+use super::{Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId};
 use crate::tensor::DType;
 
 /// More nodes than any latent diffusion model has; a graph beyond is refused.
@@ -9,6 +9,10 @@ pub const MAX_NODES: usize = 100_000;
 /// The largest channel count, vector length or kernel side that is accepted.
 const MAX_DIM: u32 = 1 << 20;
 const MAX_KERNEL: u32 = 64;
+/// Most products in an int8 layer's sum: 65536 · 255 · 128 is just below 2³¹.
+const MAX_DEPTH: u64 = 65_536;
+/// Most groups of timesteps.
+pub(crate) const MAX_GROUPS: usize = 64;
 
 /// Why a graph is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,7 +139,7 @@ impl Graph {
             if map(first) { Ok(()) } else { invalid(place, "its first input must be a map") }
         };
         match &node.op {
-            Op::Conv2d { weight, bias, kernel, stride, pad } => {
+            Op::Conv2d { weight, bias, kernel, stride, pad, quant } => {
                 maps_only()?;
                 let n = out.channels();
                 want("output", out, ValueKind::Map(n))?;
@@ -159,22 +163,21 @@ impl Graph {
                         format!("pad {pad:?} is as wide as its kernel {kernel:?}"),
                     );
                 }
-                self.check_weight(
-                    place,
-                    *weight,
-                    &[n, first.channels(), kernel[0], kernel[1]],
-                    Layout::Packed16,
-                )?;
+                let shape = [n, first.channels(), kernel[0], kernel[1]];
+                self.check_matrix(place, *weight, &shape, quant.as_ref())?;
                 self.check_bias(place, *bias, n)
             }
-            Op::Linear { weight, bias } => {
+            Op::Linear { weight, bias, quant } => {
                 let n = out.channels();
                 want(
                     "output",
                     out,
                     if map(first) { ValueKind::Map(n) } else { ValueKind::Vector(n) },
                 )?;
-                self.check_weight(place, *weight, &[n, first.channels()], Layout::Packed16)?;
+                if quant.is_some() && !map(first) {
+                    return invalid(place, "an int8 linear layer takes a map, this one a vector");
+                }
+                self.check_matrix(place, *weight, &[n, first.channels()], quant.as_ref())?;
                 self.check_bias(place, *bias, n)
             }
             Op::GroupNorm { groups, eps, weight, bias } => {
@@ -252,12 +255,69 @@ impl Graph {
         }
     }
 
+    /// A weight `[n, c, …]` that products are formed with, and what makes it int8.
+    fn check_matrix(
+        &self,
+        place: &str,
+        id: WeightId,
+        shape: &[u32],
+        quant: Option<&Quant>,
+    ) -> Result<(), GraphError> {
+        let Some(q) = quant else {
+            return self.check_stored(
+                place,
+                id,
+                shape,
+                Layout::Packed16,
+                &[DType::F32, DType::F16],
+            );
+        };
+        self.check_stored(place, id, shape, Layout::Packed16x4, &[DType::I8])?;
+        let plain = Layout::Plain;
+        self.check_stored(place, q.weight_scale, &shape[..1], plain, &[DType::F32])?;
+        self.check_stored(place, q.weight_sum, &shape[..1], plain, &[DType::I32])?;
+        if let Some(scale) = q.input_scale {
+            self.check_stored(place, scale, &shape[1..2], plain, &[DType::F32])?;
+        }
+        // Sums of K products of at most 255 · 128 must stay in 32 bits.
+        let depth = shape[1..].iter().fold(1u64, |a, &b| a.saturating_mul(u64::from(b)));
+        if depth > MAX_DEPTH {
+            return invalid(
+                place,
+                format!("an int8 sum over {depth} products; at most {MAX_DEPTH} are exact"),
+            );
+        }
+        if q.ranges.is_empty() || q.ranges.len() > MAX_GROUPS {
+            return invalid(
+                place,
+                format!("{} activation ranges; 1 to {MAX_GROUPS} are accepted", q.ranges.len()),
+            );
+        }
+        for r in &q.ranges {
+            if !r.scale.is_normal() || r.scale < 0.0 {
+                return invalid(place, format!("an activation scale of {}", r.scale));
+            }
+        }
+        Ok(())
+    }
+
     fn check_weight(
         &self,
         place: &str,
         id: WeightId,
         shape: &[u32],
         layout: Layout,
+    ) -> Result<(), GraphError> {
+        self.check_stored(place, id, shape, layout, &[DType::F32])
+    }
+
+    fn check_stored(
+        &self,
+        place: &str,
+        id: WeightId,
+        shape: &[u32],
+        layout: Layout,
+        dtypes: &[DType],
     ) -> Result<(), GraphError> {
         let Some(w) = self.weights.get(id.index()) else {
             return invalid(place, format!("weight {} does not exist", id.0));
@@ -274,8 +334,12 @@ impl Graph {
                 format!("{} lies as {:?}, expected {layout:?}", w.name, w.layout),
             );
         }
-        if layout == Layout::Plain && w.dtype != DType::F32 {
-            return invalid(place, format!("{} is {}, expected f32", w.name, w.dtype));
+        if !dtypes.contains(&w.dtype) {
+            let names: Vec<_> = dtypes.iter().map(|d| d.name()).collect();
+            return invalid(
+                place,
+                format!("{} is {}, expected {}", w.name, w.dtype, names.join(" or ")),
+            );
         }
         Ok(())
     }

@@ -10,6 +10,10 @@ pub enum DType {
     F32,
     /// IEEE 754 binary16, little-endian.
     F16,
+    /// Signed 8-bit integer, two's complement.
+    I8,
+    /// Signed 32-bit integer, two's complement, little-endian.
+    I32,
 }
 
 impl DType {
@@ -17,8 +21,9 @@ impl DType {
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::I32 => 4,
             Self::F16 => 2,
+            Self::I8 => 1,
         }
     }
 
@@ -28,6 +33,8 @@ impl DType {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::I8 => "i8",
+            Self::I32 => "i32",
         }
     }
 }

@@ -96,6 +96,7 @@ fn conv1x1() -> Op {
         kernel: [1, 1],
         stride: [1, 1],
         pad: Pad::default(),
+        quant: None,
     }
 }
 
@@ -115,7 +116,7 @@ impl Shaped {
             weights: vec![weight("conv", &[to, from, 1, 1]), weight("time", &[to, TIME])],
             nodes: vec![
                 node("conv", conv1x1(), &[0], 2),
-                node("time", Op::Linear { weight: WeightId(1), bias: None }, &[1], 3),
+                node("time", Op::Linear { weight: WeightId(1), bias: None, quant: None }, &[1], 3),
                 node("add", Op::AddChannel, &[2, 3], 4),
             ],
         }
@@ -146,7 +147,7 @@ impl Shaped {
             };
             let timestep = self.timestep.filter(|_| role == Role::Unet);
             let weights = graph.weights.clone();
-            writer.begin(role, self.multiple, timestep, graph).unwrap();
+            writer.begin(role, self.multiple, timestep, &[], graph).unwrap();
             for w in &weights {
                 writer.weight(&vec![0; w.stored_bytes().unwrap()]).unwrap();
             }
@@ -157,7 +158,7 @@ impl Shaped {
             task: self.task,
             latent: Some(self.latent),
             scheduler: self.scheduler,
-            defaults: Defaults { steps: 4, eta: 0.0 },
+            defaults: Defaults { steps: 4, eta: 0.0, consistency: 0.0 },
             components: Vec::new(),
         };
         let bytes = writer.finish(manifest).unwrap().into_inner();
@@ -309,6 +310,8 @@ impl Drop for FakeSession {
 }
 
 impl Session for FakeSession {
+    fn set_timestep_group(&mut self, _: usize) {}
+
     fn inputs(&self) -> &[PortSpec] {
         &self.inputs
     }

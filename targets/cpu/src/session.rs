@@ -305,6 +305,8 @@ impl Session for CpuSession<'_> {
         result
     }
 
+    fn set_timestep_group(&mut self, _group: usize) {}
+
     fn stats(&self) -> SessionStats {
         self.stats.clone()
     }

@@ -230,6 +230,9 @@ impl<'m> Builder<'m, '_> {
                     bytemuck::try_cast_slice(bytes).map_err(|e| self.unsupported(node, &e))?;
                 Weights::F16(bits.reinterpret_cast())
             }
+            DType::I8 | DType::I32 => {
+                return Err(self.unsupported(node, &"it has no int8 layers yet"));
+            }
         })
     }
 
@@ -366,14 +369,14 @@ impl<'m> Builder<'m, '_> {
         let inputs = self.inputs(core, chain)?;
         let [h, w, _] = self.shape(chain.segments[0]);
         let (weight, bias, kernel, stride, pads) = match self.graph.nodes[core].op {
-            Op::Conv2d { weight, bias, kernel, stride, pad } => (
+            Op::Conv2d { weight, bias, kernel, stride, pad, .. } => (
                 weight,
                 bias,
                 kernel.map(|v| v as usize),
                 stride.map(|v| v as usize),
                 [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
             ),
-            Op::Linear { weight, bias } => (weight, bias, [1, 1], [1, 1], [0; 4]),
+            Op::Linear { weight, bias, .. } => (weight, bias, [1, 1], [1, 1], [0; 4]),
             _ => unreachable!("the core of a convolution job is one"),
         };
         let shape = ConvShape {
@@ -473,7 +476,7 @@ impl<'m> Builder<'m, '_> {
         input: ValueId,
         silu: bool,
     ) -> Result<(), PrepareError> {
-        let Op::Linear { weight, bias } = self.graph.nodes[node].op else {
+        let Op::Linear { weight, bias, .. } = self.graph.nodes[node].op else {
             unreachable!("a linear job is of a linear layer");
         };
         let activation = if silu { Activation::Silu } else { Activation::None };

@@ -66,6 +66,7 @@ impl<'a> Views<'a> {
         match self.program.places[id.0].dtype {
             DType::F32 => Source::F32(self.read(id)),
             DType::F16 => Source::F16(self.read(id)),
+            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
         }
     }
 
@@ -73,6 +74,7 @@ impl<'a> Views<'a> {
         match self.program.places[id.0].dtype {
             DType::F32 => Output::F32(self.write(id)),
             DType::F16 => Output::F16(self.write(id)),
+            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
         }
     }
 

@@ -68,7 +68,7 @@ fn compute(
     let bias = |id: &Option<WeightId>, n: usize| id.map_or(vec![0.0; n], plain);
     let out = shapes[node.output.index()];
     match &node.op {
-        Op::Conv2d { weight, bias: b, kernel, stride, pad } => {
+        Op::Conv2d { weight, bias: b, kernel, stride, pad, .. } => {
             let w = plain(*weight);
             let window = ops::Window {
                 kernel: kernel.map(|v| v as usize),
@@ -78,7 +78,7 @@ fn compute(
             };
             ops::conv2d(x(0), shape(0), &w, &bias(b, out.channels()), window, out)
         }
-        Op::Linear { weight, bias: b } => {
+        Op::Linear { weight, bias: b, .. } => {
             let w = plain(*weight);
             ops::linear(x(0), shape(0).channels(), &w, &bias(b, out.channels()))
         }
@@ -124,6 +124,11 @@ pub fn unpack(component: &LoadedComponent<'_>, id: WeightId) -> Vec<f32> {
         DType::F16 => {
             bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
         }
+        DType::I8 => bytes.iter().map(|&b| f32::from(b.cast_signed())).collect(),
+        DType::I32 => bytes
+            .chunks_exact(4)
+            .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32)
+            .collect(),
     };
     if spec.layout == Layout::Plain {
         return stored;

@@ -153,7 +153,7 @@ impl Net {
         let c = self.channels(x);
         let weight = self.random_weight(&[n, c, k, k], Layout::Packed16);
         let bias = Some(self.plain(n, 0.0, 0.3));
-        let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad };
+        let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad, quant: None };
         self.node(op, &[x], ValueKind::Map(n))
     }
 
@@ -273,7 +273,7 @@ impl Net {
     /// The network as component `decoder` of a mapped model.
     pub(crate) fn model(&self) -> Model {
         let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
-        writer.begin(Role::Decoder, 1, None, self.graph.clone()).unwrap();
+        writer.begin(Role::Decoder, 1, None, &[], self.graph.clone()).unwrap();
         for bytes in &self.weights {
             writer.weight(bytes).unwrap();
         }
@@ -286,7 +286,7 @@ impl Net {
             task: Task::Components,
             latent: None,
             scheduler: None,
-            defaults: Defaults { steps: 1, eta: 0.0 },
+            defaults: Defaults { steps: 1, eta: 0.0, consistency: 0.0 },
             components: Vec::new(),
         };
         let bytes = writer.finish(manifest).unwrap().into_inner();
