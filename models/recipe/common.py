@@ -37,40 +37,6 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16)
 
 
-class Team:
-    """The processes that train together, each on its share of every batch (environment: RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT, as torchrun sets them; one process without them). On a busy CPU two processes of one thread each do far
-    more than one of two threads, which waits at the end of every operator for the slower core."""
-
-    def __init__(self, device):
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if self.size > 1:
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    @property
-    def leads(self):
-        return self.rank == 0
-
-    def average(self, parameters, progress=0.0):
-        """Averages the gradients over the team; returns the leader's `progress`, so that all stages turn in the same step."""
-        if self.size == 1:
-            return progress
-        grads = [p.grad for p in parameters if p.grad is not None]
-        extra = torch.tensor([progress * self.size if self.leads else 0.0], device=grads[0].device)
-        flat = torch.cat([extra] + [g.flatten() for g in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= self.size
-        at = 1
-        for g in grads:
-            g.copy_(flat[at:at + g.numel()].view_as(g))
-            at += g.numel()
-        return float(flat[0])
-
-    def close(self):
-        if self.size > 1:
-            torch.distributed.destroy_process_group()
-
-
 # ---------------------------------------------------------------- data
 class Crops(torch.utils.data.Dataset):
     """Item `i` is the crop that `(seed, i)` names, whatever came before it: so a run that is cut and resumed sees what
@@ -130,16 +96,12 @@ def to_image(x):
 
 
 def batches(folder, config, stage, step, steps, device, team):
-    """Yields (step, hr, lr) from `step` on: this process's share of each batch. Stages draw from disjoint item numbers."""
+    """Yields (step, hr, lr) from `step` on. Stages and workers draw from disjoint item numbers."""
     size = config[stage]["batch"]
-    if size % team.size:
-        raise SystemExit(f"[{stage}] batch = {size} cannot be shared by {team.size} processes")
-    share = size // team.size
     base = {"train_autoencoder": 0, "train_unet": 1 << 40, "finetune": 1 << 41}[stage]
     data = Crops(folder, config, 1 << 42, config[stage]["crop"])
-    first = base + team.rank * share
-    items = (first + s * size + i for s in range(step, steps) for i in range(share))
-    loader = torch.utils.data.DataLoader(data, batch_size=share, sampler=items, num_workers=config["data"]["workers"],
+    items = (base + (s * team.size + team.rank) * size + i for s in range(step, steps) for i in range(size))
+    loader = torch.utils.data.DataLoader(data, batch_size=size, sampler=items, num_workers=config["data"]["workers"],
                                          pin_memory=device.type == "cuda", drop_last=True)
     for hr, lr in loader:
         yield step, hr.to(device, non_blocking=True), lr.to(device, non_blocking=True)
@@ -258,12 +220,21 @@ def sheet(path, rows):
     Image.fromarray(np.concatenate(lines, 0)).save(path)
 
 
+def luma(x):
+    """BT.601 studio-range Y [N, H, W] of the 8-bit pictures that [N, 3, H, W] in [-1, 1] round to, a border of 4 cut."""
+    w = torch.tensor([65.481, 128.553, 24.966], device=x.device)[None, :, None, None] / 255
+    return ((x.float().clamp(-1, 1) + 1).mul(127.5).round() * w).sum(1)[..., 4:-4, 4:-4]
+
+
 def psnr_y(a, b):
-    """dB over a batch in [-1, 1]: mean of the crops' PSNR on BT.601 studio-range Y of the 8-bit pictures, border 4 cut."""
-    w = torch.tensor([65.481, 128.553, 24.966], device=a.device)[None, :, None, None] / 255
-
-    def luma(x):
-        return ((x.float().clamp(-1, 1) + 1).mul(127.5).round() * w).sum(1)[..., 4:-4, 4:-4]
-
+    """dB over a batch: mean of the pictures' PSNR on Y."""
     mse = (luma(a) - luma(b)).pow(2).mean((1, 2)).clamp_min(1e-9)
     return float((10 * torch.log10(255 ** 2 / mse)).mean())
+
+
+def sharpness(a, b):
+    """Gradient energy of `a` over that of `b` on Y, mean over the batch."""
+    def energy(x):
+        y = luma(x)
+        return y.diff(dim=1).pow(2).mean((1, 2)) + y.diff(dim=2).pow(2).mean((1, 2))
+    return float((energy(a) / energy(b).clamp_min(1e-9)).mean())

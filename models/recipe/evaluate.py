@@ -29,7 +29,7 @@ from skimage.metrics import structural_similarity
 import common
 import degrade
 import networks
-from finetune import Reduce
+from consistency import Consistency
 from train_autoencoder import decode, encode
 from train_unet import sample
 
@@ -79,10 +79,7 @@ def enlarge(parts, lr, steps, consistency):
     x = common.to_tensor(lr)[None]
     z = sample(unet, scheduler, x, vae.config.latent_channels, steps, torch.Generator().manual_seed(0))
     out = decode(vae, z / vae.config.scaling_factor)
-    reduce = Reduce()
-    for _ in range(consistency):
-        out = out + torch.nn.functional.interpolate(x - reduce(out), scale_factor=4, mode="bicubic", align_corners=False)
-    return common.to_image(out[0])
+    return common.to_image(Consistency()(out, x, consistency)[0])
 
 
 def main():
@@ -92,7 +89,7 @@ def main():
     p.add_argument("--to", required=True)
     p.add_argument("--steps", default="1,4,20")
     p.add_argument("--crop", type=int, default=512)
-    p.add_argument("--consistency", type=int, default=0, help="rounds of back-projection onto the LR (0: the model alone)")
+    p.add_argument("--consistency", type=int, default=2, help="rounds of back-projection onto the LR (0: the model alone)")
     p.add_argument("--limit", type=int, help="at most so many photographs")
     p.add_argument("--assets", default=".assets")
     a = p.parse_args()

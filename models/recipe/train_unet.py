@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import common
 import networks
 import wiring
+import workers
 from train_autoencoder import decode, encode
 
 
@@ -45,19 +46,23 @@ def sample(unet, scheduler, lr, latent_channels, steps, generator=None, z=None):
 
 
 @torch.no_grad()
-def validate(unet, vae, scheduler, crops, path=None):
-    """PSNR-Y of bicubic and of 1 and 4 steps, and a sheet: bicubic, 1 step, 4 steps, truth."""
+def validate(unet, vae, scheduler, crops, path, perceptual=None, consistency=None):
+    """A line that compares bicubic, 1 and 4 steps with the truth (PSNR-Y in dB, gradient energy over the truth's, feature
+    distance where `perceptual` is given), and a sheet: bicubic, 1 step, 4 steps, truth."""
     hr, lr = crops
-    up = F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False)
-    columns = [up]
+    columns = {"bicubic": F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False)}
     for steps in (1, 4):
-        g = torch.Generator().manual_seed(0)
-        z = sample(unet, scheduler, lr, vae.config.latent_channels, steps, g)
-        columns.append(torch.cat([decode(vae, x[None]).float() for x in z]))
-    columns.append(hr)
-    if path:
-        common.sheet(path, list(zip(*columns)))
-    return [common.psnr_y(c, hr) for c in columns[:3]]
+        z = sample(unet, scheduler, lr, vae.config.latent_channels, steps, torch.Generator().manual_seed(0))
+        out = torch.cat([decode(vae, x[None]).float() for x in z])
+        columns[f"{steps} step"] = consistency(out, lr, 2) if consistency else out
+    common.sheet(path, list(zip(*columns.values(), hr)))
+    line = []
+    for name, x in columns.items():
+        entry = f"{name} {common.psnr_y(x, hr):.2f} dB sharp {common.sharpness(x, hr):.2f}"
+        if perceptual:
+            entry += " distance %.4f" % (sum(float(perceptual(p[None], q[None])) for p, q in zip(x, hr)) / len(hr))
+        line.append(entry)
+    return "validation: " + "; ".join(line)
 
 
 @torch.no_grad()
@@ -71,21 +76,24 @@ def anchored_line(vae, data, config, device, crops=64):
     return slope.tolist(), (z.mean(1) - slope * x.mean(1)).tolist()
 
 
-def main():
+def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", required=True)
     p.add_argument("--data", required=True)
     p.add_argument("--to", required=True)
     p.add_argument("--minutes", type=float, help="end the schedule at this wall time if the steps have not run out before")
-    a = p.parse_args()
+    workers.add_arguments(p)
+    return p.parse_args()
+
+
+def train(team, a):
     config = common.load_config(a.config)
     c, device = config["train_unet"], common.pick_device(config)
-    team = common.Team(device)
     torch.manual_seed(config["seed"] + 1)
     vae = networks.build_autoencoder(config).to(device).requires_grad_(False)
     first = common.load_checkpoint(os.path.join(a.to, "autoencoder-final.pt"))
     if first is None:
-        p.error(f"{a.to}/autoencoder-final.pt is not there: run train_autoencoder.py to its end first")
+        raise SystemExit(f"{a.to}/autoencoder-final.pt is not there: run train_autoencoder.py to its end first")
     vae.load_state_dict(first["vae"])
     unet, scheduler = networks.build_unet(config), networks.build_scheduler(config)
     if config["unet"]["wired"]:
@@ -108,6 +116,8 @@ def main():
         common.save_checkpoint(checkpoint, {"unet": unet.state_dict(), "opt": opt.state_dict(), "ema": ema.state(), "step": at,
                                             "spent": clock.spent()})
 
+    everything = [q for q in unet.parameters() if q.requires_grad]
+    team.start(everything)
     progress = clock.progress(step)
     done = step
     for step, hr, lr in common.batches(a.data, config, "train_unet", step, c["steps"], device, team):
@@ -126,28 +136,26 @@ def main():
             loss = (error * (c["snr_gamma"] * inverse).clamp_max(1)).mean()
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        progress = team.average(list(unet.parameters()), clock.progress(step + 1))
+        progress = team.progress(clock.progress(step + 1))
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         opt.step()
         ema.update(unet)
         last = t == 999
+        team.merge(step, everything)
         done = step + 1
         log.add(step, clock.spent(), {"v": error.mean(), "v_first_step": error[last].mean() if last.any() else error.mean()})
         if team.leads and (step + 1) % config["log"]["checkpoint_every"] == 0:
             save(step + 1)
         if team.leads and (step + 1) % config["log"]["sheet_every"] == 0:
             with ema.applied(unet), common.autocast(device):
-                q = validate(unet, vae, scheduler, crops, os.path.join(a.to, f"unet-{step + 1:06d}.png"))
-            print("validation PSNR-Y bicubic %.2f, 1 step %.2f, 4 steps %.2f" % tuple(q), flush=True)
-    team.close()
+                print(validate(unet, vae, scheduler, crops, os.path.join(a.to, f"unet-{step + 1:06d}.png")), flush=True)
     if not team.leads:
         return
     save(done)
     unet.load_state_dict(ema.shadow)
-    q = validate(unet, vae, scheduler, crops, os.path.join(a.to, "unet-final.png"))
-    print("validation PSNR-Y bicubic %.2f, 1 step %.2f, 4 steps %.2f" % tuple(q))
+    print(validate(unet, vae, scheduler, crops, os.path.join(a.to, "unet-final.png")))
     common.save_checkpoint(os.path.join(a.to, "unet-final.pt"), {"unet": unet.state_dict(), "step": done, "seconds": clock.spent()})
 
 
 if __name__ == "__main__":
-    main()
+    workers.run(train, arguments())
