@@ -2,30 +2,43 @@
 
     peers.py ONNX_FOLDER --latile TARGET/latile --model MODEL.latile [--component unet decoder]
              [--side 64] [--threads 2] [--rounds 5] [--runs 2] [--engines ...] [--rust-peers FOLDER] [--json FILE]
+    peers.py ONNX_FOLDER --int8 INT8_FOLDER --latile TARGET/latile --model f32=A.latile int8=B.latile
+             --engines onnxruntime:int8 openvino:int8 openvino:int8@avxvnni latile:int8 latile:int8@avxvnni latile ...
 
-ONNX_FOLDER is what tests/oracle/full_size.py --onnx wrote (its `onnx` folder). Every engine lives in a child process
-of its own, all of them at once; each round runs each engine in turn, so that whatever else the machine does falls on
-all alike, and what counts is the median of each engine's ratio to ONNX Runtime within a round. Peak memory is the
-child's VmHWM. Engines that are not installed are named and left out, never replaced.
+ONNX_FOLDER is what tests/oracle/full_size.py --onnx wrote (its `onnx` folder), INT8_FOLDER what quantize.py made of it.
+An engine is named ENGINE[:FORM][@ISA]: the form is f32 unless given (`int8`: the form quantize.py makes that this
+engine is fastest on; for latile, the name given to a file in --model), ISA one of latile's names of instruction sets
+that the engine is limited to. Every engine lives in a child process of its own, all of them at once; each round runs
+each engine in turn, so that whatever else the machine does falls on all alike, and what counts is the median over
+rounds of the ratio between two engines within a round. Peak memory is the child's VmHWM. Engines that are not installed
+are named and left out, never replaced.
 
 The other engines get the decoder without its codebook search, which they would do with a 4096 x 8192 matrix; latile
-searches the codebook in its time. Before timing, each engine's output is compared with ONNX Runtime's.
+searches the codebook in its time. Before timing, each engine's output is compared with ONNX Runtime's in f32: float
+ones to 1e-3 of the range, int8 ones to a signal-to-noise ratio, so that a broken network cannot look fast.
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import shutil
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
-ENGINES = ["onnxruntime", "latile", "openvino", "ncnn", "mnn", "tract", "rten"]
+import engines
+import quantize
+from engines import Missing, Spec
+
 HERE = Path(__file__).resolve().parent
+DEFAULT = [Spec(name) for name in ("onnxruntime", "latile", "openvino", "ncnn", "mnn", "tract", "rten")]
+FLOAT_LIMIT = 1e-3
+# Random weights and ranges from two random inputs give 8 to 25 dB; a wrong zero point or scale gives less than 3.
+INT8_LIMIT_DB = 6
 
 
 # In the child: one engine
@@ -38,84 +51,12 @@ def peak_rss():
     return 0
 
 
-def load_onnxruntime(model, threads, inputs):
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Idle threads would otherwise spin into the next engine's turn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    feed = {i.name: x for i, x in zip(session.get_inputs(), inputs)}
-    return lambda: session.run(None, feed)[0]
-
-
-def load_openvino(model, threads, inputs):
-    import openvino as ov
-
-    core = ov.Core()
-    compiled = core.compile_model(str(model), "CPU", {
-        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
-    request = compiled.create_infer_request()
-    return lambda: request.infer(list(inputs))[compiled.output(0)]
-
-
-def load_ncnn(model, threads, inputs):
-    import ncnn
-
-    param, weights = Path(f"{model}.ncnn.param"), Path(f"{model}.ncnn.bin")
-    net = ncnn.Net()
-    net.opt.num_threads = threads
-    for switch in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-        setattr(net.opt, switch, False)
-    if net.load_param(str(param)) or net.load_model(str(weights)):
-        raise RuntimeError(f"ncnn cannot load {param}")
-    names, output = net.input_names(), net.output_names()[0]
-
-    def run():
-        extractor = net.create_extractor()
-        for name, x in zip(names, inputs):
-            extractor.input(name, ncnn.Mat(x[0] if x.ndim == 4 else x.astype("float32")).clone())
-        import numpy as np
-        return np.array(extractor.extract(output)[1])[None]
-    return run
-
-
-def load_mnn(model, threads, inputs):
-    import MNN
-    import numpy as np
-
-    net = MNN.Interpreter(f"{model}.mnn")
-    session = net.createSession({"backend": "CPU", "numThread": threads, "precision": "high"})
-    targets = net.getSessionInputAll(session)
-    output = net.getSessionOutput(session)
-
-    def run():
-        for name, x in inputs_by_name(list(targets), inputs).items():
-            kind = MNN.Halide_Type_Float if x.dtype == np.float32 else MNN.Halide_Type_Int
-            x = x if x.dtype == np.float32 else x.astype(np.int32)
-            targets[name].copyFrom(MNN.Tensor(x.shape, kind, x, MNN.Tensor_DimensionType_Caffe))
-        net.runSession(session)
-        shape = output.getShape()
-        host = MNN.Tensor(shape, MNN.Halide_Type_Float, np.zeros(shape, np.float32), MNN.Tensor_DimensionType_Caffe)
-        output.copyToHostTensor(host)
-        return np.array(host.getData(), np.float32).reshape(shape)
-    return run
-
-
-def inputs_by_name(names, inputs):
-    """The graphs' inputs are sample|latent_sample and timestep; an engine may list them in any order."""
-    return {name: inputs[1] if "timestep" in name else inputs[0] for name in names}
-
-
 def child(engine, model, threads, folder):
-    """Speaks the line protocol of rust/src/lib.rs for an engine with a Python interface."""
+    """Speaks the line protocol of rust/src/lib.rs for an engine with a Python interface, and `executed` beside it."""
     import numpy as np
 
     inputs = [np.load(p) for p in sorted(Path(folder).glob("input*.npy"))]
-    run = globals()[f"load_{engine}"](model, threads, inputs)
+    loaded = engines.module(engine).Engine(Path(model), threads, inputs)
     answer = lambda value: print(json.dumps(value), flush=True)
     answer({"ready": True})
     last = None
@@ -125,39 +66,33 @@ def child(engine, model, threads, folder):
             seconds = []
             for _ in range(int(rest)):
                 start = time.perf_counter()
-                last = run()
+                last = loaded.run()
                 seconds.append(time.perf_counter() - start)
             answer({"seconds": seconds, "peak_rss_bytes": peak_rss()})
         elif word == "dump":
             np.ascontiguousarray(last, dtype=np.float32).tofile(rest)
             answer({"values": int(np.size(last))})
+        elif word == "executed":
+            answer({"executed": dict(loaded.executed())})
         else:
             break
 
 
 # In the parent
 
-class Missing(Exception):
-    """An engine is not installed, or cannot take the graph; the message says which and why."""
-
-
 class Peer:
-    """An engine in a child process that waits for its turns."""
+    """An engine in a child process that waits for its turns. Loading and one untimed run are done when it is made."""
 
-    def __init__(self, engine, model, threads, folder, rust):
-        self.engine, self.log = engine, open(Path(folder) / f"{engine}.log", "w+")
-        if engine in ("tract", "rten"):
-            program = Path(rust or HERE / "rust/target/release") / f"peer-{engine}"
+    def __init__(self, spec, model, threads, folder, rust, clock):
+        self.clock, self.spec, self.log = clock, spec, open(Path(folder) / f"{str(spec).replace(':', '-')}.log", "w+")
+        if spec.engine in engines.RUST:
+            program = Path(rust or HERE / "rust/target/release") / f"peer-{spec.engine}"
             if not program.is_file():
                 raise Missing(f"{program} is not built: cargo build --release in benches/peers/rust, or --rust-peers")
             words = [str(program), str(model), str(threads), *(Path(folder) / "inputs.txt").read_text().split()]
         else:
-            module = {"mnn": "MNN"}.get(engine, engine)
-            if importlib.util.find_spec(module) is None:
-                raise Missing(f"Python package {module} is not installed")
-            convert(engine, model)
-            words = [sys.executable, __file__, "--child", engine, str(model), str(threads), str(folder)]
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+            words = [sys.executable, __file__, "--child", spec.engine, str(model), str(threads), str(folder)]
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), **spec.environment())
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
                                         text=True, env=environment)
         self.seconds, self.peak = [], 0
@@ -181,19 +116,30 @@ class Peer:
         self.process.stdin.flush()
         return self.answer()
 
+    def processor_time(self):
+        """Seconds that all threads of the process have used: the clock of another process, as clock_getcpuclockid(3)."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)
+
     def turn(self, runs):
+        start = self.processor_time()
         reply = self.ask(f"run {runs}")
+        used = (self.processor_time() - start) / runs
         self.peak = max(self.peak, reply["peak_rss_bytes"])
-        median = statistics.median(reply["seconds"])
-        self.seconds.append(median)
-        return median
+        self.seconds.append(used if self.clock == "cpu" else statistics.median(reply["seconds"]))
 
     def output(self, folder):
         import numpy as np
 
-        path = Path(folder) / f"{self.engine}.out"
+        path = Path(folder) / f"{str(self.spec).replace(':', '-')}.out"
         self.ask(f"dump {path}")
         return np.fromfile(path, np.float32)
+
+    def details(self):
+        """What it ran: after all timing, since some engines need a second session to tell."""
+        if self.spec.engine in engines.RUST:
+            return {}
+        package = engines.module(self.spec.engine).PACKAGE
+        return {"version": metadata.version(package), **self.ask("executed")}
 
     def close(self):
         self.process.stdin.close()
@@ -201,67 +147,48 @@ class Peer:
 
 
 class Latile:
-    """The command under test: one process a turn, which maps its model each time and does not count that."""
+    """The command under test: one process a turn, which maps its model and runs once before it times."""
 
-    engine = "latile"
-
-    def __init__(self, program, model, component, side, threads):
+    def __init__(self, spec, program, model, component, side, threads, clock):
         if not program or not model:
-            raise Missing("give --latile PROGRAM and --model MODEL.latile")
+            raise Missing(f"give --latile PROGRAM and --model {spec.form}=FILE")
         if not Path(program).is_file() or not Path(model).is_file():
             raise Missing(f"{program} or {model} does not exist")
+        self.clock, self.spec, self.environment = clock, spec, dict(os.environ, **spec.environment())
         self.words = [program, "bench", model, "--component", component, "--latent", f"{side}x{side}",
                       "--threads", str(threads), "--json"]
         self.seconds, self.peak, self.report = [], 0, {}
         self.turn(1)
         self.seconds.clear()
 
-    def turn(self, runs):
-        done = subprocess.run([*self.words, "--runs", str(runs)], capture_output=True, text=True)
+    def process(self, runs):
+        """One process; the processor time it used, opening the model and the untimed run included."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([*self.words, "--runs", str(runs)], capture_output=True, text=True, env=self.environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise Missing(f"exit code {done.returncode}: {done.stderr.strip()[-400:]}")
         self.report = json.loads(done.stdout)
         self.peak = max(self.peak, self.report["peak_rss_bytes"])
-        self.seconds.append(self.report["median_s"])
-        return self.report["median_s"]
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def turn(self, runs):
+        if self.clock == "cpu":
+            # What two processes with different numbers of runs have in common falls out of their difference.
+            once = self.process(1)
+            self.seconds.append((self.process(runs + 1) - once) / runs)
+        else:
+            self.process(runs)
+            self.seconds.append(self.report["median_s"])
 
     def output(self, _folder):
         return None
 
+    def details(self):
+        return {"report": self.report}
+
     def close(self):
         pass
-
-
-def convert(engine, model):
-    """Converts the graph where an engine has a format of its own; keeps the result beside the graph."""
-    with tempfile.TemporaryDirectory() as scratch:
-        # Converters leave files beside their input: give them a link in a folder that goes away.
-        link = Path(scratch) / model.name
-        link.symlink_to(model)
-        if engine == "mnn" and not Path(f"{model}.mnn").is_file():
-            # The package's converter itself, without the wrapper that reports home.
-            code = "import sys, _tools; _tools.mnnconvert(sys.argv)"
-            made = {f"{link}.mnn": f"{model}.mnn"}
-            words = [sys.executable, "-c", code, "-f", "ONNX", "--modelFile", str(link), "--MNNModel", f"{link}.mnn",
-                     "--bizCode", "peers"]
-        elif engine == "ncnn" and not Path(f"{model}.ncnn.param").is_file():
-            program = shutil.which("pnnx") or str(Path(sys.executable).parent / "pnnx")
-            if not Path(program).is_file():
-                raise Missing("Python package pnnx, which converts for ncnn, is not installed")
-            made = {f"{link}.ncnn.bin": f"{model}.ncnn.bin", f"{link}.ncnn.param": f"{model}.ncnn.param"}
-            words = [program, str(link), "fp16=0", f"ncnnparam={link}.ncnn.param", f"ncnnbin={link}.ncnn.bin"]
-        else:
-            return
-        done = subprocess.run(words, capture_output=True, text=True, cwd=scratch)
-        if not all(Path(path).is_file() for path in made):
-            raise Missing(f"conversion failed: {(done.stdout + done.stderr).strip()[-300:]}")
-        if engine == "ncnn":
-            # The cast of the timestep to float has no layer in ncnn, which is handed floats anyway.
-            param = Path(f"{link}.ncnn.param")
-            param.write_text("\n".join("Noop" + line[9:] if line.startswith("Tensor.to ") else line
-                                       for line in param.read_text().splitlines()) + "\n")
-        for path, kept in made.items():
-            shutil.move(path, kept)
 
 
 def write_inputs(folder, component, side):
@@ -281,66 +208,101 @@ def write_inputs(folder, component, side):
     (Path(folder) / "inputs.txt").write_text("\n".join(words))
 
 
-def model_file(folder, component, side):
-    if component == "unet":
-        if side != 64:
-            raise SystemExit("the static U-Net graph is 64x64: --side 64")
-        return folder / "unet.onnx"
-    return folder / f"decoder-plain-{side}.onnx"
+def start(spec, args, component, folder):
+    """The engine, loaded and run once."""
+    if spec.engine == "latile":
+        return Latile(spec, args.latile, args.model.get(spec.form), component, args.side, args.threads,
+                      args.clock)
+    if spec.engine in engines.PYTHON:
+        engines.installed(spec.engine)
+    graph = quantize.graph_name(component, args.side)
+    model = engines.model_file(spec, graph, args.folder, args.int8)
+    return Peer(spec, model, args.threads, folder, args.rust_peers, args.clock)
+
+
+def check(spec, out, reference):
+    """How far an output is from the reference: the figures for the table, and why it is not good enough, if so."""
+    import numpy as np
+
+    if out.size != reference.size or not np.isfinite(out).all():
+        return {}, f"{out.size} values, {int((~np.isfinite(out)).sum())} of them not finite; expected {reference.size}"
+    noise = out - reference
+    error = float(np.abs(noise).max() / np.ptp(reference))
+    if spec.form == "f32":
+        return {"error": error}, None if error < FLOAT_LIMIT else f"its output is off by {error:.1e} of the range"
+    power = float(np.square(noise, dtype=np.float64).sum())
+    sqnr = 10 * np.log10(float(np.square(reference, dtype=np.float64).sum()) / max(power, 1e-30))
+    why = None if sqnr >= INT8_LIMIT_DB else f"its output has a signal-to-noise ratio of {sqnr:.1f} dB"
+    return {"error": error, "sqnr_db": sqnr}, why
 
 
 def bench(args, component):
     """All engines on one component: rows of results, in the order asked for."""
-    import numpy as np
-
-    model = model_file(args.folder, component, args.side)
-    rows, peers = [], []
+    peers = []
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(folder, component, args.side)
         reference = None
-        for engine in args.engines:
+        if any(spec.engine != "latile" for spec in args.engines):
+            once = start(Spec("onnxruntime"), args, component, folder)
+            reference = once.output(folder)
+            once.close()
+        for spec in args.engines:
             try:
-                if engine == "latile":
-                    peer = Latile(args.latile, args.model, component, args.side, args.threads)
-                else:
-                    peer = Peer(engine, model.resolve(), args.threads, folder, args.rust_peers)
-                out = peer.output(folder)
+                peer = start(spec, args, component, folder)
             except Missing as why:
-                print(f"{component}: {engine} left out: {why}", file=sys.stderr)
+                print(f"{component}: {spec} left out: {why}", file=sys.stderr)
                 continue
-            if engine == "onnxruntime":
-                reference = out
-            error = None
-            if out is not None and reference is not None and engine != "onnxruntime":
-                error = float(np.abs(out - reference).max() / np.ptp(reference)) if out.size == reference.size else float("inf")
-                if not error < 1e-3:
-                    print(f"{component}: {engine} left out: its output is off by {error:.1e} of the range", file=sys.stderr)
-                    peer.close()
-                    continue
-            peers.append((peer, error))
+            figures, why = {}, None
+            if (out := peer.output(folder)) is not None:
+                figures, why = check(spec, out, reference)
+            if why:
+                print(f"{component}: {spec} left out: {why}", file=sys.stderr)
+                peer.close()
+                continue
+            peers.append((peer, figures))
         for done in range(args.rounds):
             for peer, _ in peers:
                 peer.turn(args.runs)
             print(f"{component}: round {done + 1} of {args.rounds}", file=sys.stderr)
-        base = next((p.seconds for p, _ in peers if p.engine == "onnxruntime"), None)
-        for peer, error in peers:
-            ratio = statistics.median(a / b for a, b in zip(peer.seconds, base)) if base else None
-            rows.append(dict(component=component, side=args.side, engine=peer.engine, threads=args.threads,
-                             median_s=statistics.median(peer.seconds), best_s=min(peer.seconds), ratio=ratio,
-                             peak_rss_bytes=peer.peak, error=error, seconds=peer.seconds,
-                             **({"report": peer.report} if peer.engine == "latile" else {})))
+        rows = [dict(component=component, side=args.side, engine=str(peer.spec), threads=args.threads,
+                     clock=args.clock,
+                     median_s=statistics.median(peer.seconds), best_s=min(peer.seconds),
+                     peak_rss_bytes=peer.peak, seconds=peer.seconds, **figures, **peer.details())
+                for peer, figures in peers]
+        for row in rows:
+            row["ratios"] = {other["engine"]: ratio(row, other) for other in rows}
+        for peer, _ in peers:
             peer.close()
     return rows
 
 
+def ratio(row, other):
+    """How many times as long as `other` this engine took: the median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(row["seconds"], other["seconds"]))
+
+
 def table(rows):
-    print(f"{'component':<16}{'engine':<14}{'median s':>10}{'best s':>10}{'× ORT':>8}{'peak MB':>9}{'error':>10}")
+    """Times, then every engine's time over each of latile's in the same round."""
+    if not rows:
+        return
+    base = rows[0]["engine"]
+    print(f"\n{rows[0]['component']} {rows[0]['side']}x{rows[0]['side']}, {rows[0]['threads']} threads, {rows[0]['clock']} time")
+    print(f"{'engine':<28}{'median s':>10}{'best s':>10}{'× first':>9}{'peak MB':>9}{'against f32':>13}  executed")
     for r in rows:
-        ratio = f"{r['ratio']:.2f}" if r["ratio"] else "-"
-        error = f"{r['error']:.0e}" if r["error"] is not None else "-"
-        name = f"{r['component']} {r['side']}x{r['side']}"
-        print(f"{name:<16}{r['engine']:<14}{r['median_s']:>10.3f}{r['best_s']:>10.3f}{ratio:>8}"
-              f"{r['peak_rss_bytes'] / 1e6:>9.0f}{error:>10}")
+        off = f"{r['sqnr_db']:.1f} dB" if "sqnr_db" in r else f"{r['error']:.0e}" if "error" in r else "-"
+        ran = ", ".join(f"{n} {name}" for name, n in r.get("executed", {}).items()) or r.get("report", {}).get("isa", "")
+        print(f"{r['engine']:<28}{r['median_s']:>10.4f}{r['best_s']:>10.4f}{r['ratios'][base]:>9.2f}"
+              f"{r['peak_rss_bytes'] / 1e6:>9.0f}{off:>13}  {ran}")
+    ours = [r["engine"] for r in rows if Spec.parse(r["engine"]).engine == "latile"]
+    if ours and len(rows) > 1:
+        print(f"\n{'time over that of':<28}" + "".join(f"{name:>26}" for name in ours))
+        for r in rows:
+            print(f"{r['engine']:<28}" + "".join(f"{r['ratios'][name]:>26.2f}" for name in ours))
+
+
+def models(words):
+    """`--model` as a dictionary from form to file; a file without a form is f32."""
+    return dict(word.split("=", 1) if "=" in word else ("f32", word) for word in words)
 
 
 def main():
@@ -348,22 +310,31 @@ def main():
         engine, model, threads, folder = sys.argv[2:6]
         return child(engine, model, int(threads), folder)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the ONNX graphs")
+    parser.add_argument("folder", type=Path, help="folder of the f32 ONNX graphs")
+    parser.add_argument("--int8", type=Path, help="folder of the int8 graphs, from quantize.py")
     parser.add_argument("--latile", help="the latile program")
-    parser.add_argument("--model", help="the same network as a .latile file")
+    parser.add_argument("--model", nargs="+", default=[], metavar="[FORM=]FILE", help="the network as .latile files")
     parser.add_argument("--component", nargs="+", choices=["unet", "decoder"], default=["unet", "decoder"])
     parser.add_argument("--side", type=int, default=64, help="latent side; the decoder also has 128")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=2, help="runs of an engine in each of its turns")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: processor time, which other programs disturb less; for --threads 1")
+    parser.add_argument("--engines", nargs="+", type=Spec.parse, default=DEFAULT, metavar="ENGINE[:FORM][@ISA]")
     parser.add_argument("--rust-peers", type=Path, help="folder of peer-tract and peer-rten")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
     args = parser.parse_args()
-    rows = [row for component in args.component for row in bench(args, component)]
-    table(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    args.model = models(args.model)
+    if "unet" in args.component and args.side != 64:
+        parser.error("the U-Net's graph is for 64x64 latents: --side 64, or --component decoder")
+    every = []
+    for component in args.component:
+        rows = bench(args, component)
+        table(rows)
+        every += rows
+        if args.json:
+            args.json.write_text(json.dumps(every, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
 //! Benchmarks of latile's kernels.
 //!
-//! Lives here: the reader of `shapes/*.txt`, so that what is timed is data. The benchmarks themselves
-//! are in `benches/`, side-by-side runs with other engines in `peers/`, results with their machine and
+//! Lives here: the reader of `shapes/*.txt`, so that what is timed is data, and the operands of what
+//! is timed. The benchmarks themselves are in `benches/`, side-by-side runs with other engines in `peers/`, results with their machine and
 //! command in `record/`. Nothing here decides whether a test passes.
 #![forbid(unsafe_code)]
 
 use latile_cpu::steps::conv::ConvShape;
+
+pub mod case;
+
+/// Threads to time with: `LATILE_BENCH_THREADS`, or 1.
+pub fn threads() -> usize {
+    std::env::var("LATILE_BENCH_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(1)
+}
 
 /// What is wrong with a shapes file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +83,19 @@ mod tests {
         let (name, shape) = &shapes[0];
         assert_eq!(name, "unet-64-160-160");
         assert_eq!(shape.macs(), 64 * 64 * 160 * 160 * 9);
+    }
+
+    #[test]
+    fn every_shape_runs_in_all_numbers() {
+        use latile_cpu::{isa::Level, pool::Pool};
+        let pool = Pool::new(2).unwrap();
+        for (_, shape) in conv_shapes().unwrap() {
+            let small = ConvShape { h: 4, w: 4, c: shape.c.min(20), n: shape.n.min(40), ..shape };
+            for numbers in case::Numbers::ALL {
+                let mut case = case::ConvCase::new(small, numbers, Level::best(), 2).unwrap();
+                case.run(&pool).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -5,14 +5,14 @@ use argh::{EarlyExit, FromArgs};
 use std::ffi::OsString;
 
 #[cfg(feature = "export")]
-use crate::command::export;
+use crate::command::{calibrate, export};
 
 /// Makes pictures four times as large with latent diffusion models, tile by tile, within little memory.
 #[derive(FromArgs, Debug)]
 #[argh(
     help_triggers("-h", "--help"),
     example = "{command_name} upscale photo.jpg photo-4x.png\n{command_name} export ldm-folder -o ldm.latile --precision f16\n{command_name} upscale photo.jpg photo-4x.png --model ldm.latile --steps 15",
-    note = "Results go to stdout, everything else to stderr. LATILE_ISA=scalar|avx2|avx512|neon\nlimits the instruction set, LATILE_LOG=error|warn|info|debug sets what is logged.",
+    note = "Results go to stdout, everything else to stderr. LATILE_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|dotprod|i8mm\nlimits the instruction set, LATILE_LOG=error|warn|info|debug sets what is logged.",
     error_code(0, "done; the output is in place"),
     error_code(1, "failure without a code of its own"),
     error_code(2, "the command line is wrong"),
@@ -38,6 +38,8 @@ struct Latile {
 pub(crate) enum Command {
     Upscale(upscale::Args),
     #[cfg(feature = "export")]
+    Calibrate(calibrate::Args),
+    #[cfg(feature = "export")]
     Export(export::Args),
     Inspect(inspect::Args),
     Run(run::Args),
@@ -50,7 +52,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Parsed {
     /// A command.
-    Run(Command),
+    Run(Box<Command>),
     /// Something asked for, such as help: text for stdout.
     Show(String),
     /// A mistake: text for stderr.
@@ -75,7 +77,7 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match Latile::from_args(&["latile"], &words) {
         Ok(Latile { version: true, .. }) => Parsed::Show(version()),
-        Ok(Latile { command: Some(command), .. }) => Parsed::Run(command),
+        Ok(Latile { command: Some(command), .. }) => Parsed::Run(Box::new(command)),
         Ok(Latile { command: None, .. }) => {
             Parsed::Wrong("latile: no command is given; see latile --help".to_owned())
         }
@@ -124,9 +126,8 @@ mod tests {
             "latile upscale a.png b.png --steps 7 --eta 0.5",
             "latile upscale --steps=7 a.png --eta=0.5 b.png",
         ] {
-            let Parsed::Run(Command::Upscale(args)) = parse_line(line) else {
-                panic!("{line}");
-            };
+            let Parsed::Run(command) = parse_line(line) else { panic!("{line}") };
+            let Command::Upscale(args) = *command else { panic!("{line}") };
             assert_eq!((args.steps, args.eta), (Some(7), Some(0.5)));
             assert_eq!(args.output.to_str(), Some("b.png"));
         }

@@ -99,6 +99,14 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         };
     }
     #[cfg(feature = "export")]
+    if let Some(e) = cause.downcast_ref::<latile_calibration::CalibrationError>() {
+        return calibration(e);
+    }
+    #[cfg(feature = "export")]
+    if let Some(e) = cause.downcast_ref::<latile_calibration::TableError>() {
+        return Some(table(e));
+    }
+    #[cfg(feature = "export")]
     if let Some(e) = cause.downcast_ref::<latile_export::ExportError>() {
         return Some(export(e));
     }
@@ -133,9 +141,10 @@ fn pipeline(e: &PipelineError) -> Option<Exit> {
     match e {
         PipelineError::Model(e) => Some(model(e)),
         PipelineError::Unsuited { .. } | PipelineError::Shape { .. } => Some(Exit::Model),
-        PipelineError::Schedule(_) | PipelineError::Tiles(_) | PipelineError::Noise(_) => {
-            Some(Exit::Usage)
-        }
+        PipelineError::Schedule(_)
+        | PipelineError::Consistency { .. }
+        | PipelineError::Tiles(_)
+        | PipelineError::Noise(_) => Some(Exit::Usage),
         PipelineError::Picture(_) => Some(Exit::Image),
         PipelineError::OutOfMemory { .. } => Some(Exit::Budget),
         PipelineError::Cancelled => Some(Exit::Interrupted),
@@ -157,7 +166,36 @@ fn export(e: &latile_export::ExportError) -> Exit {
         ExportError::Checkpoint { .. } | ExportError::Persist(_) => Exit::Io,
         ExportError::Write { error: WriteError::Io(_), .. } => Exit::Io,
         ExportError::Write { .. } => Exit::Failure,
+        ExportError::Table(e) => table(e),
+        ExportError::NoCalibration
+        | ExportError::NotQuantized
+        | ExportError::NoSuchLayer { .. } => Exit::Usage,
         ExportError::Cancelled => Exit::Interrupted,
+        _ => Exit::Model,
+    }
+}
+
+/// A calibration's errors: the model's, the pictures', or the pipeline's.
+#[cfg(feature = "export")]
+fn calibration(e: &latile_calibration::CalibrationError) -> Option<Exit> {
+    use latile_calibration::CalibrationError as E;
+    match e {
+        E::Model(e) => Some(model(e)),
+        E::Unsuited { .. } | E::Activation { .. } => Some(Exit::Model),
+        E::Option(_) => Some(Exit::Usage),
+        E::Folder { .. } => Some(Exit::Io),
+        E::NoPictures { .. } => Some(Exit::Image),
+        E::Plan(e) | E::Pipeline { source: e, .. } => pipeline(e),
+        E::Cancelled => Some(Exit::Interrupted),
+    }
+}
+
+/// A calibration table is as good as the model it is of, or a file that cannot be read.
+#[cfg(feature = "export")]
+fn table(e: &latile_calibration::TableError) -> Exit {
+    use latile_calibration::TableError;
+    match e {
+        TableError::Io { .. } | TableError::Persist(_) => Exit::Io,
         _ => Exit::Model,
     }
 }

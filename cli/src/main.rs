@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let code = match args::parse(std::env::args_os()) {
-        args::Parsed::Run(command) => run(command),
+        args::Parsed::Run(command) => run(*command),
         args::Parsed::Show(text) => finish(console::say(text.trim_end()).map_err(Into::into)),
         args::Parsed::Wrong(text) => {
             console::remark(text.trim_end());

@@ -55,6 +55,30 @@ fn upscale_makes_a_picture_four_times_as_large() {
     assert_ne!(first, tiled);
 }
 
+/// The result reduced again is nearer to the input the more consistency there is.
+#[test]
+fn consistency_gives_the_input_back() {
+    let dir = tempfile::tempdir().unwrap();
+    sr_model(dir.path());
+    picture(dir.path(), "in.png", 13, 10);
+    let input = image::open(dir.path().join("in.png")).unwrap().to_rgb8();
+    let lacking = |strength: &str| {
+        let args =
+            ["upscale", "in.png", "out.png", "--model", "sr.latile", "--overwrite", "--json"];
+        let ran = run(latile(dir.path()).args(args).args(["--consistency", strength]));
+        assert_eq!(ran.json()["consistency"].to_string().parse::<f32>(), strength.parse());
+        let out = image::open(dir.path().join("out.png")).unwrap().to_rgb8();
+        let filter = image::imageops::FilterType::CatmullRom;
+        let small = image::imageops::resize(&out, 13, 10, filter);
+        small.iter().zip(input.iter()).map(|(&a, &b)| f64::from(a.abs_diff(b))).sum::<f64>()
+    };
+    let [none, half, full] = ["0.0", "0.5", "1.0"].map(lacking);
+    assert!(full < 0.5 * half && half < 0.8 * none, "{none} {half} {full}");
+    let args = ["upscale", "in.png", "out.png", "--model", "sr.latile", "--json", "--overwrite"];
+    // A model of which nothing else was said leaves its result as it is.
+    assert_eq!(run_in(dir.path(), &args).json()["consistency"], 0.0);
+}
+
 #[test]
 fn every_instruction_set_gives_the_same_picture() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,6 +162,9 @@ fn options_beyond_reason_are_usage_errors() {
         (["--steps", "1001"], "steps"),
         (["--eta", "-1"], "eta"),
         (["--eta", "NaN"], "eta"),
+        (["--consistency", "1.5"], "consistency 1.5 is not between 0"),
+        (["--consistency", "-0.1"], "consistency -0.1"),
+        (["--consistency", "NaN"], "consistency NaN"),
         (["--threads", "0"], "--threads is 0"),
         (["--tile", "0"], "tile"),
         (["--spacing", "wide"], "compvis, leading"),

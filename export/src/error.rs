@@ -3,6 +3,7 @@
 use crate::arch::ArchError;
 use crate::diffusers::ConfigError;
 use crate::source::SourceError;
+use latile_calibration::TableError;
 use latile_runtime::format::WriteError;
 use latile_runtime::persist::PersistError;
 use std::path::PathBuf;
@@ -128,6 +129,33 @@ pub enum ExportError {
         path: PathBuf,
         /// What was found, where, and what is supported.
         why: String,
+    },
+    /// An int8 model without calibration: ranges are never guessed.
+    #[error(
+        "an int8 model needs activation ranges, which are measured and never guessed; give a folder of pictures or a calibration table"
+    )]
+    NoCalibration,
+    /// A calibration for a model without int8 layers.
+    #[error("an f32 or f16 model has no int8 layers, so a calibration has no use for it")]
+    NotQuantized,
+    /// A calibration table that cannot be used for this model.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A layer that cannot be quantized.
+    #[error("{layer} cannot be quantized: {why}")]
+    Quantize {
+        /// The layer.
+        layer: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A pattern of layers to keep that no layer fits.
+    #[error(
+        "no layer fits the pattern {glob} of layers to keep in f16; `latile inspect` lists a model's layers"
+    )]
+    NoSuchLayer {
+        /// The pattern.
+        glob: String,
     },
     /// The output cannot be written or may not be replaced.
     #[error(transparent)]

@@ -2,8 +2,8 @@
 //!
 //! Lives here: weight sources ([`source`]), the configs of diffusers folders ([`diffusers`]) and the key layout
 //! of CompVis checkpoints ([`compvis`]), both resolved to one description of the networks ([`arch`]), the graph
-//! builder that turns that description into primitive operators ([`build`]), and the streaming writer behind
-//! [`export`]. ONNX graphs come in through `onnx` where that feature is on.
+//! builder that turns that description into primitive operators ([`build`]), the step from float to int8
+//! ([`quantize`]), its quality report ([`report`]), and the streaming writer behind [`export`]. ONNX graphs come in through `onnx` where that feature is on.
 //!
 //! Never here: kernels, samplers, pictures. No checkpoint is ever executed: pickles are read by a machine
 //! without calls ([`source::pickle`]).
@@ -18,12 +18,15 @@ mod model;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod pack;
+pub mod quantize;
+pub mod report;
 pub mod source;
 mod tensors;
 mod write;
 
 pub use error::ExportError;
-pub use write::{ComponentSummary, Progress, Summary};
+pub use quantize::{Glob, LayerSummary, Quantization};
+pub use write::{ComponentSummary, PartBytes, Progress, Summary};
 
 use compvis::{Ema, Hints};
 use latile_runtime::format::Precision;
@@ -48,6 +51,10 @@ pub struct ExportOptions {
     pub steps: Option<u32>,
     /// DDIM's eta by default.
     pub eta: Option<f32>,
+    /// How much the result is held to the input by default, 0 to 1.
+    pub consistency: Option<f32>,
+    /// How the model is quantized, for the precisions that have int8 layers and only those.
+    pub quantization: Option<Quantization>,
     /// Which U-Net weights of a CompVis checkpoint.
     pub ema: Ema,
     /// What a CompVis checkpoint's shapes do not tell.

@@ -232,6 +232,8 @@ impl Default for ExportOptions {
             license: None,
             steps: None,
             eta: None,
+            consistency: None,
+            quantization: None,
             ema: Ema::default(),
             hints: Hints::default(),
         }

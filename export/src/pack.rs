@@ -6,15 +6,18 @@ use latile_runtime::tensor::DType;
 
 /// Output channels that lie side by side.
 const LANES: usize = 16;
+/// Input channels that lie side by side in [`Layout::Packed16x4`].
+const QUAD: usize = 4;
 
-/// A finite value that f16 cannot hold, and its index.
+/// A finite value that the stored type cannot hold, and its index.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Overflow {
     pub(crate) index: usize,
     pub(crate) value: f32,
 }
 
-/// Replaces `out` by the stored form of `values`, which are in the order of `spec.shape`.
+/// Replaces `out` by the stored form of `values`, which are in the order of `spec.shape`. Values of the integer
+/// types are whole numbers, which f32 holds exactly up to 2²⁴: more than the sum of any int8 layer's weights.
 ///
 /// # Panics
 /// Where `values` has another length than the shape says.
@@ -28,7 +31,13 @@ pub(crate) fn pack(spec: &WeightSpec, values: &[f32], out: &mut Vec<u8>) -> Resu
             let half = f16::from_f32(value);
             if half.is_finite() { Ok(half.to_le_bytes()) } else { Err(value) }
         }),
-        DType::I8 | DType::I32 => unreachable!("{} is quantized, not packed", spec.name),
+        DType::I8 => store(spec.layout, &dims, values, out, |v| {
+            if v.abs() <= 127.0 && v.trunc() == v { Ok((v as i8).to_le_bytes()) } else { Err(v) }
+        }),
+        DType::I32 => store(spec.layout, &dims, values, out, |v| {
+            let exact = (1 << 24) as f32;
+            if v.abs() <= exact && v.trunc() == v { Ok((v as i32).to_le_bytes()) } else { Err(v) }
+        }),
     }
 }
 
@@ -40,23 +49,34 @@ fn store<const N: usize>(
     encode: impl Fn(f32) -> Result<[u8; N], f32>,
 ) -> Result<(), Overflow> {
     let at = |index: usize| encode(values[index]).map_err(|value| Overflow { index, value });
-    if layout == Layout::Plain {
-        out.reserve(values.len() * N);
-        for i in 0..values.len() {
-            out.extend(at(i)?);
+    let side_by_side = match layout {
+        Layout::Plain => {
+            out.reserve(values.len() * N);
+            for i in 0..values.len() {
+                out.extend(at(i)?);
+            }
+            return Ok(());
         }
-        return Ok(());
-    }
-    // [n, c, kh, kw] to [ceil(n / 16)][kh · kw][c][16]: a kernel position is one step in the last two axes.
+        Layout::Packed16 => 1,
+        Layout::Packed16x4 => QUAD,
+    };
+    // [n, c, kh, kw] to [ceil(n / 16)][kh · kw][ceil(c / 1 or 4)][16][1 or 4]: a kernel position is one step
+    // in the last two axes.
     let (n, c) = (dims[0], dims[1]);
     let window: usize = dims[2..].iter().product();
-    out.resize(n.next_multiple_of(LANES) * c * window * N, 0);
-    let (lanes, _) = out.as_chunks_mut::<N>();
-    for (tile, block) in lanes.chunks_mut(LANES * c * window).enumerate() {
-        for (step, row) in block.chunks_mut(LANES).enumerate() {
-            let (position, channel) = (step / c, step % c);
-            for (lane, slot) in row.iter_mut().enumerate().take(n - (tile * LANES).min(n)) {
-                *slot = at(((tile * LANES + lane) * c + channel) * window + position)?;
+    let groups = c.div_ceil(side_by_side);
+    let row_len = LANES * side_by_side;
+    out.resize(n.div_ceil(LANES) * window * groups * row_len * N, 0);
+    let (slots, _) = out.as_chunks_mut::<N>();
+    for (tile, block) in slots.chunks_mut(row_len * groups * window).enumerate() {
+        for (step, row) in block.chunks_mut(row_len).enumerate() {
+            let (position, first) = (step / groups, step % groups * side_by_side);
+            let channels = first..c.min(first + side_by_side);
+            let lanes = n - (tile * LANES).min(n);
+            for (lane, part) in row.chunks_mut(side_by_side).enumerate().take(lanes) {
+                for (slot, channel) in part.iter_mut().zip(channels.clone()) {
+                    *slot = at(((tile * LANES + lane) * c + channel) * window + position)?;
+                }
             }
         }
     }
@@ -100,6 +120,58 @@ mod tests {
             }
             assert_eq!(seen, stored.len());
         }
+    }
+
+    #[test]
+    fn int8_elements_land_where_the_layout_says() {
+        for (n, c, kh, kw) in [
+            (1usize, 1, 1, 1),
+            (15, 3, 3, 3),
+            (16, 4, 1, 3),
+            (17, 5, 3, 1),
+            (33, 8, 2, 2),
+            (40, 7, 3, 3),
+        ] {
+            let values: Vec<f32> = (0..n * c * kh * kw).map(|v| (v % 255) as f32 - 127.0).collect();
+            let shape = [n as u32, c as u32, kh as u32, kw as u32];
+            let spec = spec(&shape, DType::I8, Layout::Packed16x4);
+            let mut bytes = vec![9; 5];
+            pack(&spec, &values, &mut bytes).unwrap();
+            assert_eq!(Some(bytes.len()), spec.stored_bytes());
+            let quads = c.div_ceil(4);
+            let mut expected = vec![0i8; bytes.len()];
+            for o in 0..n {
+                for i in 0..c {
+                    for y in 0..kh {
+                        for x in 0..kw {
+                            let row = ((o / 16 * kh + y) * kw + x) * quads + i / 4;
+                            expected[(row * 16 + o % 16) * 4 + i % 4] =
+                                values[((o * c + i) * kh + y) * kw + x] as i8;
+                        }
+                    }
+                }
+            }
+            let stored: Vec<i8> = bytes.iter().map(|&b| b as i8).collect();
+            assert_eq!(stored, expected, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn integers_are_whole_and_in_range() {
+        let mut bytes = Vec::new();
+        let i8s = spec(&[2, 2], DType::I8, Layout::Packed16x4);
+        for (bad, index) in [(-128.0, 0), (128.0, 1), (0.5, 2), (f32::NAN, 3)] {
+            let mut values = [-127.0, 127.0, 0.0, -0.0];
+            assert_eq!(pack(&i8s, &values, &mut bytes), Ok(()));
+            values[index] = bad;
+            assert_eq!(pack(&i8s, &values, &mut bytes).unwrap_err().index, index);
+        }
+        let i32s = spec(&[3], DType::I32, Layout::Plain);
+        pack(&i32s, &[-8_323_072.0, 16_777_216.0, 3.0], &mut bytes).unwrap();
+        let stored: Vec<i32> =
+            bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
+        assert_eq!(stored, [-8_323_072, 16_777_216, 3]);
+        assert!(pack(&i32s, &[0.0, 0.0, 0.25], &mut bytes).is_err());
     }
 
     #[test]

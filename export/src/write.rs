@@ -1,8 +1,12 @@
-//! Streams a model into its file: one tensor read, packed and written at a time.
+//! Streams a model into its file: one tensor read, quantized, packed and written at a time.
 
 use crate::model::{Component, Model};
+use crate::quantize::{self, Item, LayerSummary, Planned, Quantization};
+use crate::source::WeightSource;
 use crate::{ExportError, ExportOptions, pack};
+use latile_calibration::Method;
 use latile_runtime::format::{Defaults, Manifest, Metadata, Precision, Task, WriteError, Writer};
+use latile_runtime::graph::{Layout, WeightSpec};
 use latile_runtime::persist::Output;
 use serde::Serialize;
 use std::fs::File;
@@ -13,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// How far an export has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// `hashing` the source, then `writing` the model.
+    /// `hashing` the source, `ranking` layers by what int8 would cost them, `writing` the model.
     pub stage: &'static str,
     /// Bytes done of this stage.
     pub done: u64,
@@ -38,6 +42,10 @@ pub struct Summary {
     pub task: Task,
     /// Its networks.
     pub components: Vec<ComponentSummary>,
+    /// How activation ranges were chosen, where the model is quantized.
+    pub method: Option<Method>,
+    /// What became of each layer, where the model is quantized.
+    pub layers: Vec<LayerSummary>,
     /// What was assumed or left out.
     pub notes: Vec<String>,
 }
@@ -51,8 +59,23 @@ pub struct ComponentSummary {
     pub nodes: usize,
     /// Tensors.
     pub tensors: usize,
-    /// Their elements, without padding.
+    /// Elements of the checkpoint's tensors, without padding.
     pub parameters: u64,
+    /// Bytes in the file, by what they are.
+    pub bytes: PartBytes,
+}
+
+/// Bytes of a component's weights, without the padding between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PartBytes {
+    /// Weights of int8 layers.
+    pub int8: u64,
+    /// Scales and sums that int8 layers need.
+    pub int8_scales: u64,
+    /// Weights of float layers.
+    pub float: u64,
+    /// Biases, norms and codebooks.
+    pub other: u64,
 }
 
 /// DDIM steps a model is sampled with when neither its source nor the user says.
@@ -67,37 +90,39 @@ pub(crate) fn write(
     options: &ExportOptions,
     progress: &mut Report<'_>,
 ) -> Result<Summary, ExportError> {
+    let quantization = quantization(options)?;
     let mut out = Output::create(output, options.overwrite)?;
     let source_hash = hash(&model, progress)?;
+    let name = options.name.clone().unwrap_or_else(|| default_name.to_owned());
+    let Model { sources, .. } = model;
+    let mut components: Vec<ComponentSummary> = model.components.iter().map(summary).collect();
+    let planned = plan(model.components, &sources, quantization, &name, &source_hash, progress)?;
     let failed = |error| ExportError::Write { path: output.to_owned(), error };
-    let total = model.components.iter().map(stored_bytes).sum();
+    let total = planned.iter().flat_map(|c| &c.graph.weights).map(stored_bytes).sum();
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 20, out.file())).map_err(failed)?;
-    let (mut values, mut bytes) = (Vec::new(), Vec::new());
+    let mut weights = Weights { sources: &sources, ..Weights::default() };
     let mut done = 0u64;
-    let mut components = Vec::new();
-    for c in model.components {
-        components.push(summary(&c));
-        let specs = c.graph.weights.clone();
-        writer.begin(c.role, c.multiple, c.timestep, &[], c.graph).map_err(failed)?;
-        for (spec, recipe) in specs.iter().zip(&c.recipes) {
-            recipe.read(&model.sources, spec, &mut values)?;
-            pack::pack(spec, &values, &mut bytes).map_err(|o| ExportError::F16Overflow {
-                path: recipe.path(&model.sources),
-                name: recipe.tensor.clone(),
-                value: o.value,
-                index: o.index,
-            })?;
-            writer.weight(&bytes).map_err(failed)?;
+    let mut layers = Vec::new();
+    for (mut c, summary) in planned.into_iter().zip(&mut components) {
+        summary.tensors = c.graph.weights.len();
+        summary.bytes = part_bytes(&c);
+        writer
+            .begin(c.role, c.multiple, c.timestep, &c.timestep_groups, c.graph.clone())
+            .map_err(failed)?;
+        for i in 0..c.items.len() {
+            let bytes = weights.stored(&mut c, i)?;
+            writer.weight(bytes).map_err(failed)?;
             done += bytes.len() as u64;
             report(progress, "writing", done, total)?;
         }
-        for source in &model.sources {
+        layers.append(&mut c.summaries);
+        for source in &sources {
             source.release();
         }
     }
     let manifest = Manifest {
         metadata: Metadata {
-            name: options.name.clone().unwrap_or_else(|| default_name.to_owned()),
+            name,
             license: options.license.clone().or(model.license).unwrap_or_default(),
             source: model.origin.to_owned(),
             source_hash: source_hash.clone(),
@@ -110,7 +135,7 @@ pub(crate) fn write(
         defaults: Defaults {
             steps: options.steps.unwrap_or(STEPS),
             eta: options.eta.unwrap_or(0.0),
-            consistency: 0.0,
+            consistency: options.consistency.unwrap_or(0.0),
         },
         components: Vec::new(),
     };
@@ -125,8 +150,119 @@ pub(crate) fn write(
         precision: options.precision,
         task: model.task,
         components,
+        method: quantization.map(|q| q.method),
+        layers,
         notes: model.notes,
     })
+}
+
+/// How the model is quantized, where it is to be.
+fn quantization(options: &ExportOptions) -> Result<Option<&Quantization>, ExportError> {
+    match (options.precision, &options.quantization) {
+        (Precision::F32 | Precision::F16, None) => Ok(None),
+        (Precision::Int8 | Precision::Mixed, Some(q)) => Ok(Some(q)),
+        (Precision::Int8 | Precision::Mixed, None) => Err(ExportError::NoCalibration),
+        (Precision::F32 | Precision::F16, Some(_)) => Err(ExportError::NotQuantized),
+    }
+}
+
+/// Decides what becomes of each component's layers.
+fn plan(
+    components: Vec<Component>,
+    sources: &[Box<dyn WeightSource>],
+    quantization: Option<&Quantization>,
+    name: &str,
+    source_hash: &str,
+    progress: &mut Report<'_>,
+) -> Result<Vec<Planned>, ExportError> {
+    let Some(how) = quantization else {
+        return Ok(components.into_iter().map(|c| Planned::float(c, Vec::new())).collect());
+    };
+    how.table.is_of(name, source_hash)?;
+    let total = components.iter().map(|c| quantize::examined_bytes(c, how)).sum();
+    let mut done = 0u64;
+    let mut at = |bytes: u64| {
+        done += bytes;
+        report(progress, "ranking", done.min(total), total)
+    };
+    let planned: Vec<Planned> = components
+        .into_iter()
+        .map(|c| quantize::plan(c, sources, how, &mut at))
+        .collect::<Result<_, _>>()?;
+    for glob in &how.keep_f16 {
+        let all = || planned.iter().flat_map(|c| &c.summaries);
+        if !all().any(|l| glob.is_of(&l.component, &l.layer)) {
+            return Err(ExportError::NoSuchLayer { glob: glob.text().to_owned() });
+        }
+    }
+    Ok(planned)
+}
+
+/// Weights on their way from the sources to the file.
+#[derive(Default)]
+struct Weights<'a> {
+    sources: &'a [Box<dyn WeightSource>],
+    values: Vec<f32>,
+    bytes: Vec<u8>,
+    /// The int8 layer whose parts are being written.
+    layer: quantize::Quantized,
+    /// What its input is multiplied by.
+    input_scale: Vec<f32>,
+}
+
+impl Weights<'_> {
+    /// Weight `i` of `c` as it lies in the file. The parts of a layer must be asked for in their order.
+    fn stored(&mut self, c: &mut Planned, i: usize) -> Result<&[u8], ExportError> {
+        let spec = &c.graph.weights[i];
+        let part = match &c.items[i] {
+            Item::Tensor(recipe) => {
+                recipe.read(self.sources, spec, &mut self.values)?;
+                &self.values
+            }
+            Item::Weight(index) => {
+                let layer = c.layer(*index);
+                self.layer = layer.quantize(self.sources, &mut self.values)?;
+                self.input_scale.clear();
+                self.input_scale.extend(layer.input_scale());
+                let index = *index;
+                c.examined(index, &self.layer);
+                &self.values
+            }
+            Item::Scale => &self.layer.scale,
+            Item::Sum => &self.layer.sum,
+            Item::InputScale => &self.input_scale,
+            Item::Bias(recipe) => {
+                match recipe {
+                    Some(recipe) => recipe.read(self.sources, spec, &mut self.values)?,
+                    None => {
+                        self.values.clear();
+                        self.values.resize(self.layer.bias.len(), 0.0);
+                    }
+                }
+                for (b, more) in self.values.iter_mut().zip(&self.layer.bias) {
+                    *b += more;
+                }
+                &self.values
+            }
+        };
+        let spec = &c.graph.weights[i];
+        pack::pack(spec, part, &mut self.bytes).map_err(|o| match &c.items[i] {
+            Item::Tensor(recipe) => ExportError::F16Overflow {
+                path: recipe.path(self.sources),
+                name: recipe.tensor.clone(),
+                value: o.value,
+                index: o.index,
+            },
+            _ => ExportError::Quantize {
+                layer: spec.name.clone(),
+                why: format!(
+                    "element {} would be {}, which is a bug; please report it",
+                    o.index, o.value
+                ),
+            },
+        })?;
+        Ok(&self.bytes)
+    }
 }
 
 fn report(
@@ -141,8 +277,22 @@ fn report(
     }
 }
 
-fn stored_bytes(c: &Component) -> u64 {
-    c.graph.weights.iter().filter_map(|w| w.stored_bytes()).map(|b| b as u64).sum()
+fn stored_bytes(spec: &WeightSpec) -> u64 {
+    spec.stored_bytes().unwrap_or(0) as u64
+}
+
+fn part_bytes(c: &Planned) -> PartBytes {
+    let mut parts = PartBytes::default();
+    for (spec, item) in c.graph.weights.iter().zip(&c.items) {
+        let sum = match (item, spec.layout) {
+            (Item::Weight(_), _) => &mut parts.int8,
+            (Item::Scale | Item::Sum | Item::InputScale, _) => &mut parts.int8_scales,
+            (_, Layout::Plain) => &mut parts.other,
+            _ => &mut parts.float,
+        };
+        *sum += stored_bytes(spec);
+    }
+    parts
 }
 
 fn summary(c: &Component) -> ComponentSummary {
@@ -152,6 +302,7 @@ fn summary(c: &Component) -> ComponentSummary {
         nodes: c.graph.nodes.len(),
         tensors: c.graph.weights.len(),
         parameters: c.graph.weights.iter().map(|w| elements(&w.shape)).sum(),
+        bytes: PartBytes::default(),
     }
 }
 

@@ -37,8 +37,10 @@ def own_state(unet, signal, lr, eps, t):
 
 
 def window(crop, size, draw):
-    """A corner for a `size` px window in a `crop` px picture, on the grid of the LR."""
-    return [4 * draw.randrange((crop - size) // 4 + 1) for _ in range(2)]
+    """Index of a `size` px window anywhere in a `crop` px picture. Networks that halve their input see only one of its
+    phases; were it always the same one, the result would learn a grid that they do not see."""
+    y, x = (draw.randrange(crop - size + 1) for _ in range(2))
+    return ..., slice(y, y + size), slice(x, x + size)
 
 
 def ramp(progress, start, length=0.05):
@@ -132,16 +134,16 @@ def train(team, a):
             values["latent"] = F.mse_loss(x0, z0)
             loss = loss + c["latent_weight"] * values["latent"]
         if like:
-            y, x = window(hr.shape[2], c["perceptual_window"], draw)
-            part = (..., slice(y, y + c["perceptual_window"]), slice(x, x + c["perceptual_window"]))
+            part = window(hr.shape[2], c["perceptual_window"], draw)
             with common.autocast(device):
                 values["perceptual"] = perceptual(out[part], hr[part])
             loss = loss + like * c["perceptual_weight"] * values["perceptual"]
         if fool:
-            up = F.interpolate(lr, scale_factor=4, mode="nearest")
+            part = window(hr.shape[2], hr.shape[2] - 8, draw)
+            up, fake, real = F.interpolate(lr, scale_factor=4, mode="bilinear")[part], out[part], hr[part]
             critic.requires_grad_(False)
             with common.autocast(device):
-                values["generator"] = -critic(torch.cat([out, up], 1)).float().mean()
+                values["generator"] = -critic(torch.cat([fake, up], 1)).float().mean()
             loss = loss + fool * c["adversarial_weight"] * values["generator"]
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -150,13 +152,13 @@ def train(team, a):
         if fool:
             critic.requires_grad_(True)
             with common.autocast(device):
-                scores = critic(torch.cat([torch.cat([hr, up], 1), torch.cat([out.detach(), up], 1)], 0)).float()
+                scores = critic(torch.cat([torch.cat([real, up], 1), torch.cat([fake.detach(), up], 1)], 0)).float()
             values["discriminator"] = networks.hinge_discriminator(*scores.chunk(2))
             opt_d.zero_grad(set_to_none=True)
             values["discriminator"].backward()
             opt_d.step()
         progress = team.progress(clock.progress(step + 1))
-        team.merge(step, everything)
+        team.merge(everything)
         done = step + 1
         if not team.leads:
             continue

@@ -138,7 +138,7 @@ def train(team, a):
             d.backward()
             opt_d.step()
             values["discriminator"] = d
-        team.merge(step, everything)
+        team.merge(everything)
         done = step + 1
         log.add(step, clock.spent(), values)
         if team.leads and (step + 1) % config["log"]["checkpoint_every"] == 0:

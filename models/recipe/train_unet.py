@@ -141,7 +141,7 @@ def train(team, a):
         opt.step()
         ema.update(unet)
         last = t == 999
-        team.merge(step, everything)
+        team.merge(everything)
         done = step + 1
         log.add(step, clock.spent(), {"v": error.mean(), "v_first_step": error[last].mean() if last.any() else error.mean()})
         if team.leads and (step + 1) % config["log"]["checkpoint_every"] == 0:

@@ -163,3 +163,29 @@ fn unsound_int8_layers_are_refused() {
     let error = g.validate().unwrap_err().to_string();
     assert!(error.contains("expected Packed16"), "int8 weights need their scales: {error}");
 }
+
+#[test]
+fn int8_attention_is_left_out_of_the_file_unless_asked_for_and_has_a_limit() {
+    let attention = |channels: u32, int8: bool| Graph {
+        inputs: vec![Port { name: "x".into(), value: ValueId(0) }],
+        outputs: vec![Port { name: "y".into(), value: ValueId(1) }],
+        values: vec![ValueKind::Map(channels); 2],
+        weights: Vec::new(),
+        nodes: vec![Node {
+            name: "attention".into(),
+            op: Op::Attention { heads: 2, scale: 0.5, int8 },
+            inputs: vec![ValueId(0); 3],
+            output: ValueId(1),
+        }],
+    };
+    for int8 in [false, true] {
+        let graph = attention(131_072, int8);
+        graph.validate().unwrap();
+        let text = serde_json::to_string(&graph).unwrap();
+        assert_eq!(text.contains("int8"), int8, "{text}");
+        assert_eq!(serde_json::from_str::<Graph>(&text).unwrap(), graph);
+    }
+    attention(131_074, false).validate().unwrap();
+    let error = attention(131_074, true).validate().unwrap_err().to_string();
+    assert!(error.contains("65537 products") && error.contains("attention"), "{error}");
+}

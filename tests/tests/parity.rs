@@ -17,6 +17,7 @@ fn tolerance(precision: Precision) -> f32 {
     match precision {
         Precision::F32 => 1e-4,
         Precision::F16 => 2e-3,
+        Precision::Int8 | Precision::Mixed => unreachable!("int8 has tests of its own"),
     }
 }
 

@@ -11,10 +11,11 @@ use std::process::Command;
 const ARROWS: &[(&str, &[&str])] = &[
     ("latile-runtime", &[]),
     ("latile-cpu", &["latile-runtime"]),
-    ("latile-export", &["latile-runtime", "latile-cpu"]),
-    ("latile", &["latile-runtime", "latile-cpu", "latile-export"]),
-    ("latile-tests", &["latile-runtime", "latile-cpu", "latile-export"]),
-    ("latile-benches", &["latile-runtime", "latile-cpu", "latile-export"]),
+    ("latile-calibration", &["latile-runtime", "latile-cpu"]),
+    ("latile-export", &["latile-runtime", "latile-cpu", "latile-calibration"]),
+    ("latile", &["latile-runtime", "latile-cpu", "latile-calibration", "latile-export"]),
+    ("latile-tests", &["latile-runtime", "latile-cpu", "latile-calibration", "latile-export"]),
+    ("latile-benches", &["latile-runtime", "latile-cpu", "latile-calibration", "latile-export"]),
     ("xtask", &[]),
 ];
 

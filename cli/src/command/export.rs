@@ -1,5 +1,7 @@
 //! `latile export`: a trained checkpoint becomes one `.latile` file.
 
+mod quantized;
+
 use crate::console::{bytes, count, remark, say, say_json};
 use crate::exit::{Interrupted, UsageError};
 use crate::interrupt::Interrupt;
@@ -7,6 +9,7 @@ use crate::memory::peak_rss_bytes;
 use crate::output;
 use crate::progress::{Progress, Unit};
 use argh::FromArgs;
+use latile_calibration::Method;
 use latile_export::compvis::Ema;
 #[cfg(feature = "onnx")]
 use latile_export::onnx::{OnnxParts, export_onnx};
@@ -22,8 +25,8 @@ use std::time::Instant;
     subcommand,
     name = "export",
     help_triggers("-h", "--help"),
-    example = "{command_name} ldm-super-resolution-4x-openimages -o sr.latile --precision f16\n{command_name} model.ckpt -o sr.latile --precision f32 --name bsr_sr",
-    note = "A checkpoint is a diffusers folder (safetensors or pytorch .bin weights) or a CompVis\n.ckpt or .safetensors file. Pickles are read without executing anything in them. ONNX graphs\ncome one by one, by --unet and --decoder, where the program was built with them."
+    example = "{command_name} ldm-super-resolution-4x-openimages -o sr.latile --precision f16\n{command_name} model.ckpt -o sr.latile --precision f32 --name bsr_sr\n{command_name} ldm-folder -o sr8.latile --precision int8 --calibration photos --report sr8.html",
+    note = "A checkpoint is a diffusers folder (safetensors or pytorch .bin weights) or a CompVis\n.ckpt or .safetensors file. Pickles are read without executing anything in them. ONNX graphs\ncome one by one, by --unet and --decoder, where the program was built with them.\n\nAn int8 model needs to know what its layers read: --calibration takes a folder of pictures, which\nare run through the float model, or a table that latile calibrate made, with more to choose from."
 )]
 pub(crate) struct Args {
     /// a diffusers folder, or a CompVis .ckpt or .safetensors file
@@ -58,7 +61,8 @@ pub(crate) struct Args {
     #[argh(option, short = 'o', arg_name = "file")]
     pub(crate) output: PathBuf,
 
-    /// how weights and activations are stored: f32 or f16 (default f16)
+    /// how weights and activations are stored: f32, f16, int8, or mixed, which is int8 but for the
+    /// layers that lose most by it (default f16)
     #[argh(option, from_str_fn(precision), default = "Precision::F16", arg_name = "type")]
     pub(crate) precision: Precision,
 
@@ -77,6 +81,43 @@ pub(crate) struct Args {
     /// DDIM's eta that upscale takes by default
     #[argh(option, arg_name = "x")]
     pub(crate) eta: Option<f32>,
+
+    /// how far upscale makes the result consistent with its input by default, 0 to 1 (default 0)
+    #[argh(option, arg_name = "x")]
+    pub(crate) consistency: Option<f32>,
+
+    /// for int8 and mixed: a folder of pictures to calibrate with, or a calibration table
+    #[argh(option, arg_name = "path")]
+    pub(crate) calibration: Option<PathBuf>,
+
+    /// how activation ranges are chosen: mse, percentile, entropy or minmax (default mse)
+    #[argh(option, from_str_fn(method), arg_name = "name")]
+    pub(crate) method: Option<Method>,
+
+    /// keep layers of these names in f16, such as unet.up_blocks.3.*; may be given again
+    #[argh(option, arg_name = "glob")]
+    pub(crate) keep_f16: Vec<String>,
+
+    /// for mixed: keep layers in f16 whose estimated signal-to-noise ratio is less (default 32)
+    #[argh(option, arg_name = "dB")]
+    pub(crate) min_sqnr: Option<f64>,
+
+    /// write the calibration table too, where a folder was given
+    #[argh(option, arg_name = "file.json")]
+    pub(crate) table: Option<PathBuf>,
+
+    /// write a quality report, one HTML file that needs nothing else; float and int8 model are compared
+    /// where a folder was given
+    #[argh(option, arg_name = "file.html")]
+    pub(crate) report: Option<PathBuf>,
+
+    /// write the quality report as JSON
+    #[argh(option, arg_name = "file.json")]
+    pub(crate) report_json: Option<PathBuf>,
+
+    /// threads that calibrate, by default one for each core
+    #[argh(option, arg_name = "n")]
+    pub(crate) threads: Option<usize>,
 
     /// keep the autoencoder's encoder, which super-resolution does not need
     #[argh(switch)]
@@ -152,8 +193,17 @@ fn precision(name: &str) -> Result<Precision, String> {
     match name {
         "f32" => Ok(Precision::F32),
         "f16" => Ok(Precision::F16),
-        _ => Err("a precision is f32 or f16".to_owned()),
+        "int8" => Ok(Precision::Int8),
+        "mixed" => Ok(Precision::Mixed),
+        _ => Err("a precision is f32, f16, int8 or mixed".to_owned()),
     }
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    Method::ALL
+        .into_iter()
+        .find(|m| m.name() == name)
+        .ok_or_else(|| "a method is mse, percentile, entropy or minmax".to_owned())
 }
 
 fn ema(name: &str) -> Result<Ema, String> {
@@ -165,10 +215,14 @@ fn ema(name: &str) -> Result<Ema, String> {
     }
 }
 
+/// What `--json` prints.
 #[derive(serde::Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
     summary: &'a Summary,
+    /// The quality report, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quality: Option<serde_json::Value>,
     seconds: f64,
     peak_rss_bytes: Option<u64>,
 }
@@ -184,7 +238,11 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     if args.eta.is_some_and(|e| !(0.0..=1.0).contains(&e)) {
         return Err(UsageError("--eta can be 0 to 1".to_owned()).into());
     }
+    if args.consistency.is_some_and(|c| !(0.0..=1.0).contains(&c)) {
+        return Err(UsageError("--consistency can be 0 to 1".to_owned()).into());
+    }
     let source = source(args)?;
+    let quantized = quantized::Request::of(args)?;
     output::check(&args.output, args.overwrite)?;
     let options = ExportOptions {
         precision: args.precision,
@@ -194,42 +252,80 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         license: args.license.clone(),
         steps: args.steps,
         eta: args.eta,
+        consistency: args.consistency,
         ema: args.ema,
         ..ExportOptions::default()
     };
-    let mut progress = Progress::new("export", Unit::Bytes);
     let start = Instant::now();
-    let mut on_progress = |p: latile_export::Progress| {
-        progress.at(p.done, p.total, p.stage);
-        if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let job = Job { source, options, interrupt };
+    let (summary, quality) = match quantized {
+        None => (job.export(&args.output, &job.options)?, None),
+        Some(request) => request.run(args, &job)?,
     };
-    let summary = match source {
-        Source::Checkpoint(path) => {
-            latile_export::export(path, &args.output, &options, &mut on_progress)
-        }
-        #[cfg(feature = "onnx")]
-        Source::Onnx(files) => export_onnx(&files, &args.output, &options, &mut on_progress),
-    }
-    .map_err(|e| match e {
-        ExportError::Cancelled => anyhow::Error::from(Interrupted),
-        other => other.into(),
-    })?;
-    drop(progress);
     let seconds = start.elapsed().as_secs_f64();
     for note in &summary.notes {
         remark(&format!("note: {note}"));
     }
     if args.json {
-        return say_json(&Report { summary: &summary, seconds, peak_rss_bytes: peak_rss_bytes() });
+        let peak_rss_bytes = peak_rss_bytes();
+        return say_json(&Report { summary: &summary, quality, seconds, peak_rss_bytes });
     }
     let components: Vec<String> =
         summary.components.iter().map(|c| format!("{} {}", c.role, count(c.parameters))).collect();
+    let int8 = summary.layers.iter().filter(|l| l.int8).count();
+    let layers = match summary.layers.len() {
+        0 => String::new(),
+        all => format!("; {int8} of {all} layers are int8"),
+    };
     Ok(say(&format!(
-        "{}  {}, {}, from {}: {} parameters",
+        "{}  {}, {}, from {}: {} parameters{layers}",
         summary.path.display(),
         bytes(summary.bytes),
-        summary.precision.dtype(),
+        name_of(summary.precision),
         summary.source,
         components.join(", ")
     ))?)
+}
+
+/// The precision as `--precision` takes it.
+fn name_of(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::F16 => "f16",
+        Precision::Int8 => "int8",
+        Precision::Mixed => "mixed",
+    }
+}
+
+/// A checkpoint to export, once or twice.
+struct Job<'a> {
+    source: Source<'a>,
+    options: ExportOptions,
+    interrupt: &'a Interrupt,
+}
+
+impl Job<'_> {
+    /// Exports to `output`, with progress on stderr.
+    fn export(&self, output: &Path, options: &ExportOptions) -> anyhow::Result<Summary> {
+        let mut progress = Progress::new("export", Unit::Bytes);
+        let mut on_progress = |p: latile_export::Progress| {
+            progress.at(p.done, p.total, p.stage);
+            self.go_on()
+        };
+        match &self.source {
+            Source::Checkpoint(path) => {
+                latile_export::export(path, output, options, &mut on_progress)
+            }
+            #[cfg(feature = "onnx")]
+            Source::Onnx(files) => export_onnx(files, output, options, &mut on_progress),
+        }
+        .map_err(|e| match e {
+            ExportError::Cancelled => anyhow::Error::from(Interrupted),
+            other => other.into(),
+        })
+    }
+
+    fn go_on(&self) -> ControlFlow<()> {
+        if self.interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }

@@ -1,6 +1,8 @@
 //! The commands, a module each: arguments, work, report.
 
 pub(crate) mod bench;
+#[cfg(feature = "export")]
+pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod devices;
 #[cfg(feature = "export")]
@@ -23,6 +25,8 @@ use latile_runtime::tensor::{ArenaError, Shape};
 pub(crate) fn run(command: Command, interrupt: &Interrupt) -> anyhow::Result<()> {
     match command {
         Command::Upscale(args) => upscale::run(&args, interrupt),
+        #[cfg(feature = "export")]
+        Command::Calibrate(args) => calibrate::run(&args, interrupt),
         #[cfg(feature = "export")]
         Command::Export(args) => export::run(&args, interrupt),
         Command::Inspect(args) => inspect::run(&args),

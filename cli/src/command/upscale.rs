@@ -60,6 +60,11 @@ pub(crate) struct Args {
     #[argh(option, from_str_fn(spacing), arg_name = "name")]
     pub(crate) spacing: Option<Spacing>,
 
+    /// how far the result must give back the input when it is reduced again, 0 to 1; less leaves more
+    /// to the model, which noisy or strongly compressed pictures want; by default what the model says
+    #[argh(option, arg_name = "x")]
+    pub(crate) consistency: Option<f32>,
+
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
     pub(crate) threads: Option<usize>,
@@ -116,10 +121,13 @@ struct Report<'a> {
     steps: usize,
     eta: f32,
     spacing: Spacing,
+    consistency: f32,
     timesteps: &'a [u32],
     tiles: usize,
     tile: [usize; 2],
     overlap: [usize; 2],
+    /// First row of each row of tiles, and first column of each column, in pixels of the input.
+    tile_starts: [&'a [usize]; 2],
     /// Of the run: from the picture in memory to the result in memory.
     seconds: f64,
     gmac: f64,
@@ -145,6 +153,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         eta: args.eta,
         seed: args.seed,
         spacing: args.spacing,
+        consistency: args.consistency,
         tile: args.tile,
         overlap: args.overlap,
         noise: args.noise.as_deref().map(read_noise).transpose()?,
@@ -219,10 +228,12 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         steps: report.steps,
         eta: report.eta,
         spacing: report.spacing,
+        consistency: report.consistency,
         timesteps: &report.timesteps,
         tiles: report.tiles,
         tile: report.tile,
         overlap: report.overlap,
+        tile_starts: [plan.grid().rows.starts(), plan.grid().cols.starts()],
         seconds,
         gmac: report.gmac,
         gmac_per_s: report.gmac / seconds,

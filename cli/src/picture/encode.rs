@@ -103,6 +103,17 @@ pub(crate) fn write(
     })
 }
 
+/// 8-bit RGB samples as a PNG file.
+///
+/// # Errors
+/// What the encoder says.
+#[cfg(feature = "export")]
+pub(crate) fn png(width: u32, height: u32, rgb: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let mut out = Vec::new();
+    PngEncoder::new(&mut out).write_image(rgb, width, height, ExtendedColorType::Rgb8)?;
+    Ok(out)
+}
+
 fn encode(
     mut encoder: impl ImageEncoder,
     picture: &Picture,

@@ -10,6 +10,8 @@ mod measure;
 mod opacity;
 
 pub(crate) use decode::read;
+#[cfg(feature = "export")]
+pub(crate) use encode::png;
 pub(crate) use encode::{Encoding, write};
 pub(crate) use measure::{Measures, measure};
 pub(crate) use opacity::enlarge;

@@ -90,7 +90,7 @@ impl Builder {
         let k = self.linear(&format!("{name}.to_k"), h, inner);
         let v = self.linear(&format!("{name}.to_v"), h, inner);
         let scale = 1.0 / (a.head_dim as f32).sqrt();
-        let op = Op::Attention { heads: a.heads, scale };
+        let op = Op::Attention { heads: a.heads, scale, int8: false };
         let h = self.node(name, op, &[q, k, v], ValueKind::Map(inner));
         let h = self.linear(&format!("{name}.to_out.0"), h, c);
         let sum = self.add(&format!("{name}.add"), x, h);

@@ -100,14 +100,8 @@ impl Builder {
         let shape = [n, self.channels(x), kernel, kernel];
         let weight = self.weight(format!("{name}.weight"), &shape, Layout::Packed16);
         let bias = Some(self.weight(format!("{name}.bias"), &[n], Layout::Plain));
-        let op = Op::Conv2d {
-            weight,
-            bias,
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            pad,
-            quant: None,
-        };
+        let op =
+            Op::Conv2d { weight, bias, kernel: [kernel; 2], stride: [stride; 2], pad, quant: None };
         self.node(name, op, &[x], ValueKind::Map(n))
     }
 

@@ -268,7 +268,7 @@ fn signature(g: &Graph, op: &Op) -> String {
         }
         Op::Linear { bias, .. } => format!("{}", bias.is_some()),
         Op::GroupNorm { groups, eps, .. } => format!("{groups} {}", eps.to_bits()),
-        Op::Attention { heads, scale } => format!("{heads} {}", scale.to_bits()),
+        Op::Attention { heads, scale, .. } => format!("{heads} {}", scale.to_bits()),
         Op::Affine { mul, add } => format!("{} {}", mul.to_bits(), add.to_bits()),
         _ => String::new(),
     };

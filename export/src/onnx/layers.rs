@@ -113,7 +113,7 @@ impl Recogniser<'_> {
                 if (scale / usual - 1.0).abs() < 1e-5 {
                     scale = usual;
                 }
-                let op = Op::Attention { heads: count as u32, scale };
+                let op = Op::Attention { heads: count as u32, scale, int8: false };
                 let info = self.info(q);
                 let out = self.emit("attention", op, &[q, k, v.value], self.kind(q), info);
                 Ok(Some(Sym::View(View::new(out, v.axes))))

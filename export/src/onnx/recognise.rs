@@ -348,7 +348,8 @@ impl Recogniser<'_> {
             Info::Map { .. } => ValueKind::Map(n),
             Info::Vector => ValueKind::Vector(n),
         };
-        let value = self.emit(&name, Op::Linear { weight: id, bias, quant: None }, &[x.value], kind, info);
+        let value =
+            self.emit(&name, Op::Linear { weight: id, bias, quant: None }, &[x.value], kind, info);
         let mut axes = x.axes.clone();
         if let Some(last) = axes.last_mut() {
             *last = vector_axes(rows).pop().unwrap_or_default();

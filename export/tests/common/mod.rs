@@ -4,7 +4,7 @@
 
 use half::f16;
 use latile_runtime::format::{LoadedComponent, Model, Role};
-use latile_runtime::graph::{Op, ValueId, WeightId};
+use latile_runtime::graph::{Op, Quant, ValueId, ValueKind, WeightId};
 use latile_runtime::tensor::DType;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -80,6 +80,8 @@ pub fn error(found: &Map, expected: &Map) -> f64 {
 
 struct Weights<'m> {
     component: LoadedComponent<'m>,
+    /// The group of timesteps whose ranges int8 layers use.
+    group: usize,
 }
 
 impl Weights<'_> {
@@ -92,6 +94,10 @@ impl Weights<'_> {
             DType::F16 => {
                 bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect()
             }
+            DType::I8 => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
+            DType::I32 => {
+                bytes.as_chunks::<4>().0.iter().map(|b| f64::from(i32::from_le_bytes(*b))).collect()
+            }
         }
     }
 
@@ -102,7 +108,18 @@ impl Weights<'_> {
 
 /// Runs a component on named inputs and returns its only output.
 pub fn run(model: &Model, role: Role, inputs: &[(&str, Map)]) -> Map {
-    let w = Weights { component: model.load(role).unwrap() };
+    run_observed(model, role, 0, inputs, &mut |_, _| {})
+}
+
+/// As [`run`], with the ranges of a group of timesteps; shows what each layer with a matrix over a map reads.
+pub fn run_observed(
+    model: &Model,
+    role: Role,
+    group: usize,
+    inputs: &[(&str, Map)],
+    observe: &mut dyn FnMut(&str, &Map),
+) -> Map {
+    let w = Weights { component: model.load(role).unwrap(), group };
     let graph = &w.component.spec().graph;
     let mut values: Vec<Option<Map>> = vec![None; graph.values.len()];
     for port in &graph.inputs {
@@ -112,6 +129,11 @@ pub fn run(model: &Model, role: Role, inputs: &[(&str, Map)]) -> Map {
     }
     for node in &graph.nodes {
         let x = |i: usize| values[node.inputs[i].index()].as_ref().unwrap();
+        if matches!(node.op, Op::Conv2d { .. } | Op::Linear { .. })
+            && matches!(graph.kind(node.inputs[0]), ValueKind::Map(_))
+        {
+            observe(&node.name, x(0));
+        }
         let out = step(&w, &node.op, &x, &node.inputs);
         assert_eq!(out.c as u32, graph.kind(node.output).channels(), "{}", node.name);
         values[node.output.index()] = Some(out);
@@ -122,7 +144,7 @@ pub fn run(model: &Model, role: Role, inputs: &[(&str, Map)]) -> Map {
 
 fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[ValueId]) -> Map {
     match *op {
-        Op::Conv2d { weight, bias, kernel, stride, pad, .. } => {
+        Op::Conv2d { weight, bias, kernel, stride, pad, ref quant } => {
             let [kh, kw] = kernel.map(|v| v as usize);
             let [sh, sw] = stride.map(|v| v as usize);
             conv(
@@ -133,9 +155,12 @@ fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[Va
                 (kh, kw),
                 (sh, sw),
                 [pad.top, pad.left, pad.bottom, pad.right],
+                quant.as_ref(),
             )
         }
-        Op::Linear { weight, bias, .. } => conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4]),
+        Op::Linear { weight, bias, ref quant } => {
+            conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4], quant.as_ref())
+        }
         Op::GroupNorm { groups, eps, weight, bias } => {
             let (x, scale, shift) = (x(0), w.flat(weight), w.flat(bias));
             let size = x.c / groups as usize;
@@ -212,7 +237,7 @@ fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[Va
             }
             out
         }
-        Op::Attention { heads, scale } => {
+        Op::Attention { heads, scale, .. } => {
             attention(x(0), x(1), x(2), heads as usize, f64::from(scale))
         }
         Op::Codebook { table } => {
@@ -235,6 +260,8 @@ fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[Va
     }
 }
 
+/// A convolution as docs/format.md defines it, float or int8.
+#[allow(clippy::too_many_arguments)]
 fn conv(
     w: &Weights<'_>,
     x: &Map,
@@ -243,29 +270,49 @@ fn conv(
     (kh, kw): (usize, usize),
     (sh, sw): (usize, usize),
     pad: [u32; 4],
+    quant: Option<&Quant>,
 ) -> Map {
     let n = w.component.spec().graph.weight(weight).shape[0] as usize;
     let (packed, bias) = (w.flat(weight), w.bias(bias, n));
     let [top, left, bottom, right] = pad.map(|v| v as usize);
     let (h, width) = ((x.h + top + bottom - kh) / sh + 1, (x.w + left + right - kw) / sw + 1);
+    let range = quant.map(|q| q.ranges[w.group.min(q.ranges.len() - 1)]);
+    let zero = range.map_or(0.0, |r| f64::from(r.zero_point));
+    let x = &match (quant, range) {
+        (Some(q), Some(r)) => {
+            let ones = vec![1.0; x.c];
+            let scale = q.input_scale.map_or(ones, |id| w.flat(id));
+            let multiplier: Vec<f32> = scale.iter().map(|&s| s as f32 * (1.0 / r.scale)).collect();
+            let byte = |(i, &v): (usize, &f64)| {
+                let scaled = (v as f32 * multiplier[i % x.c]).round_ties_even();
+                (f64::from(scaled) + zero).clamp(0.0, 255.0)
+            };
+            Map { data: x.data.iter().enumerate().map(byte).collect(), ..*x }
+        }
+        _ => x.clone(),
+    };
+    let at = |o: usize, ky: usize, kx: usize, c: usize| {
+        let position = (o / 16 * kh + ky) * kw + kx;
+        match quant {
+            None => (position * x.c + c) * 16 + o % 16,
+            Some(_) => ((position * x.c.div_ceil(4) + c / 4) * 16 + o % 16) * 4 + c % 4,
+        }
+    };
     let mut out = Map::zeros(h, width, n);
     for oy in 0..h {
         for ox in 0..width {
-            for (o, &start) in bias.iter().enumerate() {
-                let mut sum = start;
+            for o in 0..n {
+                let mut sum = 0.0;
                 for ky in 0..kh {
                     for kx in 0..kw {
-                        let (Some(y), Some(xx)) =
-                            ((oy * sh + ky).checked_sub(top), (ox * sw + kx).checked_sub(left))
-                        else {
-                            continue;
-                        };
-                        if y >= x.h || xx >= x.w {
-                            continue;
-                        }
+                        let y = (oy * sh + ky).checked_sub(top).filter(|&y| y < x.h);
+                        let xx = (ox * sw + kx).checked_sub(left).filter(|&xx| xx < x.w);
                         for c in 0..x.c {
-                            let at = ((((o / 16) * kh + ky) * kw + kx) * x.c + c) * 16 + o % 16;
-                            sum += packed[at] * x.data[(y * x.w + xx) * x.c + c];
+                            let value = match (y, xx) {
+                                (Some(y), Some(xx)) => x.data[(y * x.w + xx) * x.c + c],
+                                _ => zero,
+                            };
+                            sum += packed[at(o, ky, kx, c)] * value;
                         }
                     }
                 }
@@ -273,6 +320,15 @@ fn conv(
             }
         }
     }
+    if let (Some(q), Some(r)) = (quant, range) {
+        let (scale, total) = (w.flat(q.weight_scale), w.flat(q.weight_sum));
+        for (i, v) in out.data.iter_mut().enumerate() {
+            let o = i % n;
+            let combined = r.scale * scale[o] as f32;
+            *v = f64::from((*v - zero * total[o]) as f32 * combined);
+        }
+    }
+    out.data.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % n]);
     out
 }
 

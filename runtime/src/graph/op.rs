@@ -53,6 +53,12 @@ pub struct Quant {
     pub input_scale: Option<WeightId>,
 }
 
+/// What is left out of a file.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 /// A primitive operator. Operands are listed in the order of `Node::inputs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -116,6 +122,10 @@ pub enum Op {
         heads: u32,
         /// Multiplies the scores, usually 1/√d.
         scale: f32,
+        /// Both products are of bytes, with scales found as they are computed; a target that does not
+        /// know how may compute it as a float one.
+        #[serde(default, skip_serializing_if = "is_false")]
+        int8: bool,
     },
     /// `map → map`: every pixel replaced by the nearest row of the table in Euclidean distance, the first
     /// of equals (van den Oord et al. 2017, eq. 1).

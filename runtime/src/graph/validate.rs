@@ -39,6 +39,10 @@ fn invalid<T>(place: &str, why: impl Into<String>) -> Result<T, GraphError> {
     Err(GraphError::Invalid { place: place.to_owned(), why: why.into() })
 }
 
+fn too_deep(depth: u64) -> String {
+    format!("an int8 sum over {depth} products; at most {MAX_DEPTH} are exact")
+}
+
 impl Graph {
     /// Checks the whole graph; afterwards the other methods cannot panic.
     ///
@@ -231,7 +235,7 @@ impl Graph {
                 }
                 want("output", out, ValueKind::Map(total))
             }
-            Op::Attention { heads, scale } => {
+            Op::Attention { heads, scale, int8 } => {
                 maps_only()?;
                 if *heads == 0 || !first.channels().is_multiple_of(*heads) {
                     return invalid(
@@ -241,6 +245,10 @@ impl Graph {
                 }
                 if !scale.is_finite() {
                     return invalid(place, format!("scale {scale}"));
+                }
+                let depth = u64::from(first.channels() / *heads);
+                if *int8 && depth > MAX_DEPTH {
+                    return invalid(place, too_deep(depth));
                 }
                 want("keys", input(1), first)?;
                 want("values", input(2), first)?;
@@ -282,10 +290,7 @@ impl Graph {
         // Sums of K products of at most 255 · 128 must stay in 32 bits.
         let depth = shape[1..].iter().fold(1u64, |a, &b| a.saturating_mul(u64::from(b)));
         if depth > MAX_DEPTH {
-            return invalid(
-                place,
-                format!("an int8 sum over {depth} products; at most {MAX_DEPTH} are exact"),
-            );
+            return invalid(place, too_deep(depth));
         }
         if q.ranges.is_empty() || q.ranges.len() > MAX_GROUPS {
             return invalid(

@@ -1,16 +1,20 @@
-//! The flow of a picture: frame → tile → latent → schedule → denoise → decode → blend, a module each.
+//! The flow of a picture: frame → tile → latent → schedule → denoise → decode → blend → consistency, a
+//! module each.
 //!
 //! Lives here: noise as `torch.randn` draws it ([`noise`]), DDIM ([`schedule`]), the grid of overlapping
-//! tiles and their blending ([`tiles`]), what is checked before the first pixel ([`plan`]) and
-//! super-resolution itself ([`mod@upscale`]). Hardware is reached through [`crate::backend`] alone; tiles run
-//! one after the other on one thread, and the backend shares the work inside each.
+//! tiles and their blending ([`tiles`]), back-projection onto the input ([`mod@consistency`]), what is checked
+//! before the first pixel ([`plan`]) and super-resolution itself ([`mod@upscale`]). Hardware is reached through
+//! [`crate::backend`] alone; tiles run one after the other on one thread, and the backend shares the work
+//! inside each.
 
+pub mod consistency;
 pub mod noise;
 pub mod plan;
 pub mod schedule;
 pub mod tiles;
 pub mod upscale;
 
+pub use consistency::Consistency;
 pub use noise::Generator;
 pub use plan::{GivenNoise, NoiseTensor, Options, PipelineError, Plan, Stage};
 pub use schedule::{Schedule, ScheduleError};

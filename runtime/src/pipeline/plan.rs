@@ -1,6 +1,7 @@
 //! Everything that is decided and checked before the first pixel: whether the model fits the task, the
 //! steps, the tiles, the cost in multiply-accumulates and the pipeline's own bytes.
 
+use super::consistency::Consistency;
 use super::schedule::{Schedule, ScheduleError};
 use super::tiles::{Grid, TileError};
 use crate::backend::{PrepareError, RunError};
@@ -57,6 +58,14 @@ pub enum PipelineError {
     /// Tile or overlap.
     #[error(transparent)]
     Tiles(#[from] TileError),
+    /// Consistency out of range.
+    #[error(
+        "consistency {consistency} is not between 0 (the model's result as it is) and 1 (made consistent with the input)"
+    )]
+    Consistency {
+        /// The value given.
+        consistency: f32,
+    },
     /// The size does not suit the model's graph.
     #[error("{stage}: {source}")]
     Shape {
@@ -148,6 +157,8 @@ pub struct Options {
     pub seed: u64,
     /// How timesteps are chosen.
     pub spacing: Option<Spacing>,
+    /// How far the result is made consistent with the picture, 0 to 1 (see [`Consistency`]).
+    pub consistency: Option<f32>,
     /// Largest tile side in latent pixels, rounded down to the model's multiple. By default a picture of up
     /// to [`WHOLE_PIXELS`] is one tile, and tiles of a larger one have at most [`DEFAULT_TILE`].
     pub tile: Option<usize>,
@@ -170,6 +181,7 @@ pub struct Plan<'a> {
     /// Multiply-accumulates of the decoder on one tile.
     pub(super) decoder_macs: u64,
     pub(super) schedule: Schedule,
+    pub(super) consistency: f32,
     pub(super) grid: Grid,
     pub(super) size: [usize; 2],
     pub(super) padded: [usize; 2],
@@ -232,6 +244,10 @@ impl<'a> Plan<'a> {
         let steps = options.steps.unwrap_or(manifest.defaults.steps);
         let eta = options.eta.unwrap_or(manifest.defaults.eta);
         let schedule = Schedule::new(scheduler, steps, eta, options.spacing)?;
+        let consistency = options.consistency.unwrap_or(manifest.defaults.consistency);
+        if !(0.0..=1.0).contains(&consistency) {
+            return Err(PipelineError::Consistency { consistency });
+        }
         let grid = make_grid(padded, multiple, options)?;
         let plan = Self {
             model,
@@ -243,6 +259,7 @@ impl<'a> Plan<'a> {
             decoder_macs: tile_macs(decoder, Stage::Decode, grid.tile(), factor)
                 .map_err(|e| e.into_error(model))?,
             schedule,
+            consistency,
             grid,
             size: [height, width],
             padded,
@@ -263,6 +280,12 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// How far the result is made consistent with the picture; 0: not at all.
+    #[must_use]
+    pub fn consistency(&self) -> f32 {
+        self.consistency
     }
 
     /// The tiles over the latent.
@@ -304,7 +327,8 @@ impl<'a> Plan<'a> {
         let time = floats(self.time.dim as usize);
         let denoise = floats(h * w * (2 * channels + RGB)) + time + self.grid.blend_bytes(channels);
         let decode = floats(h * w * (channels + factor * factor * RGB))
-            + self.grid.scaled(factor).blend_bytes(RGB);
+            + self.grid.scaled(factor).blend_bytes(RGB)
+            + if self.consistency > 0.0 { Consistency::bytes(self.size, factor) } else { 0 };
         latent + denoise.max(decode)
     }
 

@@ -4,11 +4,13 @@
 //! Each step runs the U-Net over every tile and blends the predictions, then moves the whole latent, so
 //! tiles agree through one noise field. A picture whose sides are not multiples of what the model needs
 //! is continued at its right and lower edge by reflection, and the result is cropped: no pixel is lost.
+//! Rows of the result are made consistent with the picture, where that is wanted, as they leave the decoder.
 //! The U-Net's session is dropped before the decoder's is made.
 
+use super::consistency::Consistency;
 use super::noise::Generator;
 use super::plan::{GivenNoise, Options, PipelineError, Plan, RGB, Stage};
-use super::tiles::{Blend, Grid};
+use super::tiles::{Blend, Grid, Weights};
 use crate::backend::{Backend, Session, SessionStats};
 use crate::format::{Model, Role, Spacing};
 use crate::tensor::Shape;
@@ -68,6 +70,8 @@ pub struct Report {
     pub eta: f32,
     /// How timesteps were chosen.
     pub spacing: Spacing,
+    /// How far the result was made consistent with the picture; 0: not at all.
+    pub consistency: f32,
     /// Steps run, which may be one more than asked for.
     pub steps: usize,
     /// What the U-Net was told at each step.
@@ -207,6 +211,12 @@ impl<'a> Condition<'a> {
             Pixels::Unit(p) => p[start + c],
         })
     }
+
+    fn row(&self, y: usize, to: &mut [f32]) {
+        for (x, pixel) in to.chunks_exact_mut(RGB).enumerate() {
+            pixel.copy_from_slice(&self.pixel(y, x));
+        }
+    }
 }
 
 /// Where position `i` lies in `0..len` when the edges are mirrors; the edge itself is not repeated, and a
@@ -260,7 +270,7 @@ impl Plan<'_> {
             },
         };
         let (latent, unet) = self.denoise(backend, &condition, &mut meter)?;
-        let decoder = self.decode(backend, &latent, &mut meter, sink)?;
+        let decoder = self.decode(backend, &latent, &condition, &mut meter, sink)?;
         meter.at.tile = meter.at.tiles;
         meter.ask()?;
         Ok(Report {
@@ -274,6 +284,7 @@ impl Plan<'_> {
             seed: self.options.seed,
             eta: self.schedule.eta,
             spacing: self.schedule.spacing,
+            consistency: self.consistency,
             steps: self.schedule.steps.len(),
             timesteps: self.schedule.timesteps(),
             latent_size: self.padded,
@@ -324,6 +335,7 @@ impl Plan<'_> {
         let (mut latent, mut noise) = self.initial_latent()?;
         let mut session = self.prepare(backend, stage)?;
         let stats = session.stats();
+        let unet = self.model.component(Role::Unet)?;
         let time_first = matches!(session.inputs()[0].shape, Shape::Vector { .. });
 
         let [tile_h, tile_w] = self.grid.tile();
@@ -331,10 +343,11 @@ impl Plan<'_> {
         let mut sample = buffer(tile_h * tile_w * wide, 0f32, "a tile's input")?;
         let mut output = buffer(tile_h * tile_w * channels, 0f32, "a tile's output")?;
         let mut time_proj = buffer(self.time.dim as usize, 0f32, "the timestep")?;
-        let mut blend = blend(&self.grid, channels)?;
+        let mut blend = blend(&self.grid, channels, Weights::BorderDistance)?;
         let width = self.padded[1];
         for (index, step) in self.schedule.steps.iter().enumerate() {
             self.time.project(step.timestep as f32, &mut time_proj);
+            session.set_timestep_group(unet.timestep_group(step.timestep as f32));
             meter.at.step = index;
             for (tile, (top, left)) in starts(&self.grid).enumerate() {
                 meter.at.tile = tile;
@@ -393,11 +406,26 @@ impl Plan<'_> {
         Ok((latent, noise))
     }
 
-    /// Latent to pixels, tile by tile.
+    /// The last stage, where it is wanted.
+    fn make_consistency(&self) -> Result<Option<Consistency>, PipelineError> {
+        if self.consistency == 0.0 {
+            return Ok(None);
+        }
+        log::info!("consistency with the input {}", self.consistency);
+        let factor = self.latent.factor as usize;
+        let made = Consistency::new(self.size, factor, self.consistency);
+        made.map(Some).ok_or_else(|| PipelineError::OutOfMemory {
+            bytes: Consistency::bytes(self.size, factor),
+            what: "consistency with the input",
+        })
+    }
+
+    /// Latent to pixels, tile by tile; complete rows are made consistent with the picture.
     fn decode(
         &self,
         backend: &dyn Backend,
         latent: &[f32],
+        condition: &Condition<'_>,
         meter: &mut Meter<'_, '_>,
         sink: &mut RowSink<'_>,
     ) -> Result<SessionStats, PipelineError> {
@@ -412,7 +440,8 @@ impl Plan<'_> {
         let [height, width] = self.output_size();
         let mut sample = buffer(tile_h * tile_w * channels, 0f32, "a tile's input")?;
         let mut output = buffer(tile_h * tile_w * factor * factor * RGB, 0f32, "a tile's pixels")?;
-        let mut blend = blend(&grid, RGB)?;
+        let mut blend = blend(&grid, RGB, Weights::CrossFade)?;
+        let mut consistency = self.make_consistency()?;
         let mut first = None;
         let mut constant = grid.rows.len() * grid.cols.len() > 1;
         for (tile, (top, left)) in starts(&self.grid).enumerate() {
@@ -439,8 +468,13 @@ impl Plan<'_> {
                 return Err(PipelineError::Constant { value: colour });
             }
             blend.add(&output, &mut |y, row| {
-                if y < height {
-                    sink(y, &row[..width * RGB]);
+                if y >= height {
+                    return;
+                }
+                let row = &row[..width * RGB];
+                match &mut consistency {
+                    None => sink(y, row),
+                    Some(c) => c.push(y, row, &|i, input| condition.row(i, input), sink),
                 }
             });
             meter.at.done += self.decoder_macs;
@@ -455,8 +489,8 @@ fn starts(grid: &Grid) -> impl Iterator<Item = (usize, usize)> {
     rows.iter().flat_map(move |&top| cols.iter().map(move |&left| (top, left)))
 }
 
-fn blend(grid: &Grid, channels: usize) -> Result<Blend<'_>, PipelineError> {
-    Blend::new(grid, channels).ok_or(PipelineError::OutOfMemory {
+fn blend(grid: &Grid, channels: usize, weights: Weights) -> Result<Blend<'_>, PipelineError> {
+    Blend::new(grid, channels, weights).ok_or(PipelineError::OutOfMemory {
         bytes: grid.blend_bytes(channels),
         what: "the tiles' blending",
     })

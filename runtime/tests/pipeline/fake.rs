@@ -45,6 +45,8 @@ pub(crate) struct Shaped {
     pub(crate) decoder: [u32; 2],
     pub(crate) doublings: u32,
     pub(crate) roles: Vec<Role>,
+    pub(crate) timestep_groups: Vec<u32>,
+    pub(crate) consistency: f32,
 }
 
 impl Default for Shaped {
@@ -63,6 +65,8 @@ impl Default for Shaped {
             decoder: [3, 3],
             doublings: 2,
             roles: vec![Role::Unet, Role::Decoder],
+            timestep_groups: Vec::new(),
+            consistency: 0.0,
         }
     }
 }
@@ -147,7 +151,8 @@ impl Shaped {
             };
             let timestep = self.timestep.filter(|_| role == Role::Unet);
             let weights = graph.weights.clone();
-            writer.begin(role, self.multiple, timestep, &[], graph).unwrap();
+            let groups = if role == Role::Unet { &self.timestep_groups[..] } else { &[] };
+            writer.begin(role, self.multiple, timestep, groups, graph).unwrap();
             for w in &weights {
                 writer.weight(&vec![0; w.stored_bytes().unwrap()]).unwrap();
             }
@@ -158,7 +163,7 @@ impl Shaped {
             task: self.task,
             latent: Some(self.latent),
             scheduler: self.scheduler,
-            defaults: Defaults { steps: 4, eta: 0.0, consistency: 0.0 },
+            defaults: Defaults { steps: 4, eta: 0.0, consistency: self.consistency },
             components: Vec::new(),
         };
         let bytes = writer.finish(manifest).unwrap().into_inner();
@@ -170,9 +175,11 @@ impl Shaped {
     }
 }
 
-/// What a network is given: the number of its run, its size, its inputs and its output.
+/// What a network is given: the number of its run, the group of timesteps, its size, its inputs and its
+/// output.
 pub(crate) struct Call<'a> {
     pub(crate) run: usize,
+    pub(crate) timestep_group: usize,
     pub(crate) size: [usize; 2],
     pub(crate) sample: &'a [f32],
     pub(crate) time_proj: &'a [f32],
@@ -278,6 +285,7 @@ impl Backend for Fake {
         Ok(Box::new(FakeSession {
             fake: Rc::clone(&self.0),
             role,
+            timestep_group: 0,
             size: [height, width],
             inputs: ports(&graph.inputs),
             outputs: ports(&graph.outputs),
@@ -297,6 +305,7 @@ impl Deref for Fake {
 struct FakeSession {
     fake: Rc<Inner>,
     role: Role,
+    timestep_group: usize,
     size: [usize; 2],
     inputs: Vec<PortSpec>,
     outputs: Vec<PortSpec>,
@@ -310,7 +319,9 @@ impl Drop for FakeSession {
 }
 
 impl Session for FakeSession {
-    fn set_timestep_group(&mut self, _: usize) {}
+    fn set_timestep_group(&mut self, group: usize) {
+        self.timestep_group = group;
+    }
 
     fn inputs(&self) -> &[PortSpec] {
         &self.inputs
@@ -333,6 +344,7 @@ impl Session for FakeSession {
         let runs = &self.fake.runs[index];
         network(Call {
             run: runs.get(),
+            timestep_group: self.timestep_group,
             size: self.size,
             sample: inputs[0],
             time_proj: inputs.get(1).copied().unwrap_or_default(),

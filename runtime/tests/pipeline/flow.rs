@@ -3,8 +3,8 @@
 use crate::fake::{Call, Fake, Shaped, pointwise_decoder, pointwise_unet, scheduler};
 use latile_runtime::format::{Prediction, Role, SchedulerSpec};
 use latile_runtime::pipeline::{
-    Generator, GivenNoise, NoiseTensor, Options, Picture, PipelineError, Pixels, Plan, Progress,
-    Stage, upscale, upscale_rows,
+    Consistency, Generator, GivenNoise, NoiseTensor, Options, Picture, PipelineError, Pixels, Plan,
+    Progress, Stage, upscale, upscale_rows,
 };
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ fn options(steps: u32, eta: f32, seed: u64) -> Options {
 }
 
 /// All of a run's result as floats.
-fn floats(
+pub(crate) fn floats(
     fake: &Fake,
     shaped: &Shaped,
     rgb: &[u8],
@@ -312,6 +312,25 @@ fn the_decoder_takes_the_latent_unscaled() {
     }
 }
 
+/// The ranges of int8 layers follow the timestep.
+#[test]
+fn sessions_are_told_the_timestep_group() {
+    let shaped = Shaped { timestep_groups: vec![250, 500, 1000], ..Shaped::default() };
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let to_told = Rc::clone(&told);
+    let fake = Fake::new(
+        move |call| {
+            to_told.borrow_mut().push(call.timestep_group);
+            pointwise_unet(call);
+        },
+        pointwise_decoder,
+    );
+    let tiled = Options { tile: Some(8), overlap: Some(4), ..options(4, 0.0, 0) };
+    // Timesteps 750, 500, 250 and 0, two tiles each.
+    floats(&fake, &shaped, &picture(8, 12, 1), [8, 12], &tiled);
+    assert_eq!(*told.borrow(), [2, 2, 2, 2, 1, 1, 0, 0]);
+}
+
 #[test]
 fn progress_counts_every_tile_and_the_report_agrees() {
     let model = Shaped::default().build();
@@ -344,6 +363,10 @@ fn progress_counts_every_tile_and_the_report_agrees() {
     assert_eq!(report.pipeline_bytes, plan.pipeline_bytes() + 64 * 48 * 3);
     // The latent, a tile of 6 and of 3 channels, four times, and the decoder's blending of one tile row.
     assert_eq!(plan.pipeline_bytes(), 4 * (12 * 16 * 3 + 64 * 3 + 32 * 32 * 3 + 32 * 64 * 4));
+    let strict = Options { consistency: Some(0.5), ..options.clone() };
+    let strict = Plan::new(&model, 16, 12, &strict).unwrap();
+    let more = strict.pipeline_bytes() - plan.pipeline_bytes();
+    assert_eq!(more, Consistency::bytes([12, 16], 4));
     let prepared = fake.prepared.borrow();
     assert_eq!(*prepared, [(Role::Unet, [8, 8]), (Role::Decoder, [8, 8])]);
 }

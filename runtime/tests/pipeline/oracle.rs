@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -57,13 +57,13 @@ pub(crate) fn scheduler_of(config: &Value) -> Option<SchedulerSpec> {
     })
 }
 
-struct Tensor {
-    shape: Vec<usize>,
+pub(crate) struct Tensor {
+    pub(crate) shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
 impl Tensor {
-    fn f32(&self) -> Vec<f32> {
+    pub(crate) fn f32(&self) -> Vec<f32> {
         let words = self.bytes.chunks_exact(4);
         words.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
@@ -85,7 +85,7 @@ impl Tensor {
     }
 }
 
-fn safetensors(bytes: &[u8]) -> HashMap<String, Tensor> {
+pub(crate) fn safetensors(bytes: &[u8]) -> HashMap<String, Tensor> {
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
     let data = &bytes[8 + len..];

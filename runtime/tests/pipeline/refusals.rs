@@ -49,6 +49,10 @@ fn options_are_checked() {
     says(&refused(Options { steps: Some(0), ..with() }), "at least 1");
     says(&refused(Options { steps: Some(1001), ..with() }), "at most 1000");
     says(&refused(Options { eta: Some(-0.5), ..with() }), "eta -0.5");
+    for consistency in [-0.1, 1.001, f32::NAN, f32::INFINITY] {
+        let error = refused(Options { consistency: Some(consistency), ..with() });
+        says(&error, &format!("consistency {consistency} is not between 0"));
+    }
     says(&refused(Options { tile: Some(3), ..with() }), "multiples of 4");
     says(&refused(Options { tile: Some(0), ..with() }), "multiples of 4");
     let all = Options { tile: Some(8), overlap: Some(8), ..with() };

@@ -1,9 +1,9 @@
 //! Times the fused convolution over the shapes of the published LDM-SR.
 //!
-//! `conv_bench [--threads N] [--f16] [--fused] [--seconds S] [--repeat N] [FILTER]` prints one
-//! line a shape: name, GMAC, best and median GMAC/s, and GMAC per second of processor time (on
-//! a busy machine the only number that means much, and only for one thread). `--fused` adds
-//! GroupNorm, SiLU, residual and sums; `--repeat` runs each shape exactly so often (to count
+//! `conv_bench [--threads N] [--f16 | --int8] [--fused] [--seconds S] [--repeat N] [FILTER]` prints
+//! one line a shape: name, GMAC, best and median GMAC/s, and GMAC per second of processor time (on
+//! a busy machine the only number that means much, and only for one thread). `--int8` has
+//! activations in f16. `--fused` adds GroupNorm, SiLU, residual and sums; `--repeat` runs each shape exactly so often (to count
 //! instructions, by the difference between two counts); FILTER is a part of a name.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -12,13 +12,15 @@ use std::time::Instant;
 
 use half::f16;
 use latile_cpu::isa::Level;
+use latile_cpu::kernels::dot::DotTile;
 use latile_cpu::kernels::matmul::Tile;
 use latile_cpu::pool::Pool;
 use latile_cpu::registry::{self, WeightType};
 use latile_cpu::steps::conv::{
-    Activation, ConvArgs, ConvPlan, ConvShape, Residual, Segment, Weights, conv2d,
+    Activation, ConvArgs, ConvPlan, ConvShape, Int8Weights, Residual, Segment, Weights, conv2d,
 };
 use latile_cpu::steps::{Output, Source};
+use latile_runtime::graph::QuantRange;
 
 /// Name, side, input channels, output channels, kernel side.
 const SHAPES: &[(&str, usize, usize, usize, usize)] = &[
@@ -31,6 +33,7 @@ const SHAPES: &[(&str, usize, usize, usize, usize)] = &[
     ("decoder 256x256 128-3", 256, 128, 3, 3),
     ("unet 64x64 160-160", 64, 160, 160, 3),
     ("unet 64x64 480-160", 64, 480, 160, 3),
+    ("unet 64x64 320-320", 64, 320, 320, 3),
     ("unet 32x32 320-320", 32, 320, 320, 3),
     ("unet 32x32 640-320", 32, 640, 320, 3),
     ("unet 16x16 320-320", 16, 320, 320, 3),
@@ -63,46 +66,98 @@ fn cpu_seconds() -> f64 {
     0.0
 }
 
-/// GMAC/s of the micro-kernel on data that stays in the first-level cache, one thread.
-fn peak(level: Level, weights: WeightType) -> f64 {
-    let kernel = registry::matmul(level, weights);
-    let (rows, panels, depth) = (kernel.rows, kernel.panels, 128);
-    let a = vec![0.5_f32; rows * depth];
-    let b = vec![0.25_f32; 16 * panels * depth];
-    let mut c = vec![0.0_f32; rows * 16 * panels];
-    let tile = Tile {
-        a: a.as_ptr(),
-        a_stride: 4 * depth,
-        runs: [0].as_ptr(),
-        n_runs: 1,
-        run_len: depth,
-        b: b.as_ptr().cast(),
-        panel_stride: 16 * depth * if weights == WeightType::F32 { 4 } else { 2 },
-        c: c.as_mut_ptr(),
-        c_stride: 64 * panels,
-        accumulate: 0,
+/// The element type of the weights; activations are in f16 but for `F32`.
+#[derive(Clone, Copy, PartialEq)]
+enum Precision {
+    F32,
+    F16,
+    Int8,
+}
+
+/// GMAC/s of the micro-kernel on data that stays in the first-level cache, one thread, and its name.
+fn peak(level: Level, precision: Precision) -> (f64, &'static str) {
+    const UNITS: usize = 128;
+    let (name, rows, panels, group) = match precision {
+        Precision::Int8 => {
+            let kernel = registry::dot(level);
+            (kernel.name, kernel.rows, kernel.panels, 4)
+        }
+        _ => {
+            let kernel = registry::matmul(level, weight_type(precision));
+            (kernel.name, kernel.rows, kernel.panels, 1)
+        }
+    };
+    // Zero is zero in every type.
+    let a = vec![0_u32; rows * UNITS];
+    let b = vec![0_u32; 16 * panels * UNITS];
+    let mut c = vec![0_u32; rows * 16 * panels];
+    let runs = [0_isize];
+    let panel_stride = if precision == Precision::F16 { 32 * UNITS } else { 64 * UNITS };
+    let (a_stride, c_stride) = (4 * UNITS, 64 * panels);
+    let mut tile = || match precision {
+        Precision::Int8 => {
+            let tile = DotTile {
+                a: a.as_ptr().cast(),
+                a_stride,
+                runs: runs.as_ptr(),
+                n_runs: 1,
+                run_len: UNITS,
+                b: b.as_ptr().cast(),
+                panel_stride,
+                c: c.as_mut_ptr().cast(),
+                c_stride,
+                accumulate: 0,
+            };
+            // SAFETY: the vectors above are as large as the tile says.
+            unsafe { registry::dot(level).tiles[panels - 1][rows - 1](&tile) };
+        }
+        _ => {
+            let tile = Tile {
+                a: a.as_ptr().cast(),
+                a_stride,
+                runs: runs.as_ptr(),
+                n_runs: 1,
+                run_len: UNITS,
+                b: b.as_ptr().cast(),
+                panel_stride,
+                c: c.as_mut_ptr().cast(),
+                c_stride,
+                accumulate: 0,
+            };
+            let kernel = registry::matmul(level, weight_type(precision));
+            // SAFETY: as above.
+            unsafe { kernel.tiles[panels - 1][rows - 1](&tile) };
+        }
     };
     let mut best = f64::MAX;
     for _ in 0..20 {
         let start = Instant::now();
         for _ in 0..2000 {
-            // SAFETY: the vectors above are as large as the tile says.
-            unsafe { kernel.tiles[panels - 1][rows - 1](&tile) };
+            tile();
         }
         best = best.min(start.elapsed().as_secs_f64());
     }
-    (2000 * rows * 16 * panels * depth) as f64 / best / 1e9
+    ((2000 * rows * 16 * panels * UNITS * group) as f64 / best / 1e9, name)
+}
+
+const fn weight_type(precision: Precision) -> WeightType {
+    match precision {
+        Precision::F32 => WeightType::F32,
+        Precision::F16 | Precision::Int8 => WeightType::F16,
+    }
 }
 
 fn main() {
-    let (mut threads, mut half, mut fused, mut repeat, mut seconds) = (2, false, false, 0, 0.3);
+    let (mut threads, mut fused, mut repeat, mut seconds) = (2, false, 0, 0.3);
+    let mut precision = Precision::F32;
     let mut filter = String::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--threads" => threads = args.next().and_then(|x| x.parse().ok()).unwrap_or(2),
             "--seconds" => seconds = args.next().and_then(|x| x.parse().ok()).unwrap_or(0.3),
-            "--f16" => half = true,
+            "--f16" => precision = Precision::F16,
+            "--int8" => precision = Precision::Int8,
             "--fused" => fused = true,
             "--repeat" => repeat = args.next().and_then(|x| x.parse().ok()).unwrap_or(1),
             _ => filter = arg,
@@ -115,18 +170,21 @@ fn main() {
             std::process::exit(2);
         }
     };
-    let weight_type = if half { WeightType::F16 } else { WeightType::F32 };
+    let half = precision != Precision::F32;
     let pool = Pool::new(threads).expect("threads");
     if repeat == 0 {
+        let (rate, name) = peak(level, precision);
         println!(
-            "{} threads {threads} fused {fused}; micro-kernel in cache, a thread: {:.1} GMAC/s",
-            registry::matmul(level, weight_type).name,
-            peak(level, weight_type)
+            "{name} threads {threads} fused {fused}; micro-kernel in cache, a thread: {rate:.1} GMAC/s"
         );
     }
     for &(name, side, c, n, k) in SHAPES.iter().filter(|s| s.0.contains(&filter)) {
         let shape = ConvShape::same(side, side, c, n, k);
-        let plan = ConvPlan::new(shape, weight_type, level).expect("a good shape");
+        let plan = match precision {
+            Precision::Int8 => ConvPlan::int8(shape, level),
+            _ => ConvPlan::new(shape, weight_type(precision), level),
+        }
+        .expect("a good shape");
         let input: Vec<f32> = (0..side * side * c).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
         let halve = |x: &[f32]| -> Vec<f16> {
             x.iter().take(if half { x.len() } else { 0 }).map(|&x| f16::from_f32(x)).collect()
@@ -135,6 +193,17 @@ fn main() {
         let weights: Vec<f32> =
             (0..shape.packed_len()).map(|i| (i % 13) as f32 * 0.01 - 0.06).collect();
         let weights_half = halve(&weights);
+        let packed: Vec<i8> = (0..n.div_ceil(16) * 16 * k * k * c.next_multiple_of(4))
+            .map(|i| (i % 251) as i8 % 127)
+            .collect();
+        let (weight_scale, weight_sum) = (vec![1e-3; n], vec![0; n]);
+        let int8 = Int8Weights {
+            packed: &packed,
+            scale: &weight_scale,
+            sum: &weight_sum,
+            input_scale: None,
+            range: QuantRange { scale: 0.01, zero_point: 30 },
+        };
         let (scale, shift) = (vec![0.9; c], vec![0.1; c]);
         let bias = vec![0.5; n];
         let mut out = vec![0.0_f32; shape.out_len()];
@@ -157,10 +226,10 @@ fn main() {
                         norm: fused.then_some((&scale, &shift)),
                     }],
                     activation: if fused { Activation::Silu } else { Activation::None },
-                    weights: if half {
-                        Weights::F16(&weights_half)
-                    } else {
-                        Weights::F32(&weights)
+                    weights: match precision {
+                        Precision::F32 => Weights::F32(&weights),
+                        Precision::F16 => Weights::F16(&weights_half),
+                        Precision::Int8 => Weights::I8(int8),
                     },
                     bias: Some(&bias),
                     add: None,

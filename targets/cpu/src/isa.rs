@@ -2,6 +2,8 @@
 //!
 //! An [`Isa`] is only a name. A [`Level`] is a *token*: it exists only for an instruction set
 //! that this machine was found to support, so holding one is the proof that kernels need.
+//! Some instruction sets add only integer dot products to another one, their *float base*:
+//! everything that computes in floating point, and [`Level::dispatch`], runs as the base does.
 //! Nothing here falls back in silence: a mask that names an unknown or unsupported
 //! instruction set is an [`IsaError`].
 
@@ -23,23 +25,55 @@ pub enum Isa {
     Scalar,
     /// x86-64 AVX2 with FMA and F16C.
     Avx2,
+    /// [`Isa::Avx2`] with the 256-bit integer dot products of AVX-VNNI.
+    AvxVnni,
     /// x86-64 AVX-512 (F, BW, DQ, VL), with what [`Isa::Avx2`] needs.
     Avx512,
+    /// [`Isa::Avx512`] with the 512-bit integer dot products of AVX-512 VNNI.
+    Avx512Vnni,
     /// 64-bit Arm Advanced SIMD.
     Neon,
+    /// [`Isa::Neon`] with the integer dot products of FEAT_DotProd.
+    DotProd,
+    /// [`Isa::DotProd`] with the integer matrix products of FEAT_I8MM.
+    I8mm,
 }
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    pub const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Neon,
+        Isa::DotProd,
+        Isa::I8mm,
+    ];
 
     /// The lower-case name used in `LATILE_ISA`, kernel names and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Neon => "neon",
+            Isa::DotProd => "dotprod",
+            Isa::I8mm => "i8mm",
+        }
+    }
+
+    /// The instruction set that this one adds integer dot products to, or itself: whose
+    /// kernels compute in floating point.
+    pub const fn float_base(self) -> Self {
+        match self {
+            Isa::Scalar => Isa::Scalar,
+            Isa::Avx2 | Isa::AvxVnni => Isa::Avx2,
+            Isa::Avx512 | Isa::Avx512Vnni => Isa::Avx512,
+            Isa::Neon | Isa::DotProd | Isa::I8mm => Isa::Neon,
         }
     }
 
@@ -82,34 +116,61 @@ pub enum IsaError {
 
 /// A supported instruction set: the proof that its kernels may run here.
 #[derive(Clone, Copy, Debug)]
-pub enum Level {
-    /// Always there.
+pub struct Level {
+    /// Found to be supported in whole, not only its float base.
+    isa: Isa,
+    base: Base,
+}
+
+/// The token of a float base.
+#[derive(Clone, Copy, Debug)]
+enum Base {
     Scalar(Scalar),
-    /// AVX2, FMA and F16C were found.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// AVX-512 F, BW, DQ and VL were found.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// Advanced SIMD was found.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
 }
 
+/// Whether this machine has what `isa` adds to its float base.
+fn adds(isa: Isa) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => is_x86_feature_detected!("avxvnni"),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => is_x86_feature_detected!("avx512vnni"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::DotProd => std::arch::is_aarch64_feature_detected!("dotprod"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm => {
+            std::arch::is_aarch64_feature_detected!("dotprod")
+                && std::arch::is_aarch64_feature_detected!("i8mm")
+        }
+        _ => isa == isa.float_base(),
+    }
+}
+
 impl Level {
+    /// The portable level, which every machine has.
+    pub const fn scalar() -> Self {
+        Level { isa: Isa::Scalar, base: Base::Scalar(Scalar::new()) }
+    }
+
     /// The token of `isa`, if this machine supports it.
     pub fn new(isa: Isa) -> Option<Self> {
-        match isa {
-            Isa::Scalar => Some(Level::Scalar(Scalar::new())),
+        let base = match isa.float_base() {
+            Isa::Scalar => Base::Scalar(Scalar::new()),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Avx2::new().map(Level::Avx2),
+            Isa::Avx2 => Base::Avx2(Avx2::new()?),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::new().map(Level::Avx512),
+            Isa::Avx512 => Base::Avx512(Avx512::new()?),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Neon::new().map(Level::Neon),
-            #[allow(unreachable_patterns)]
-            _ => None,
-        }
+            Isa::Neon => Base::Neon(Neon::new()?),
+            _ => return None,
+        };
+        adds(isa).then_some(Level { isa, base })
     }
 
     /// Every instruction set of this machine, slowest first; never empty.
@@ -117,9 +178,16 @@ impl Level {
         Isa::ALL.into_iter().filter_map(Level::new).collect()
     }
 
+    /// As [`Level::available`], without those that compute in floating point as another of
+    /// the list does.
+    pub fn float_levels() -> Vec<Self> {
+        let own = |isa: &Isa| *isa == isa.float_base();
+        Isa::ALL.into_iter().filter(own).filter_map(Level::new).collect()
+    }
+
     /// The fastest instruction set of this machine.
     pub fn best() -> Self {
-        Isa::ALL.into_iter().rev().find_map(Level::new).unwrap_or(Level::Scalar(Scalar::new()))
+        Isa::ALL.into_iter().rev().find_map(Level::new).unwrap_or(Level::scalar())
     }
 
     /// The instruction set named by `mask`, or the fastest where there is no mask.
@@ -154,28 +222,20 @@ impl Level {
 
     /// The name of this instruction set.
     pub const fn isa(self) -> Isa {
-        match self {
-            Level::Scalar(_) => Isa::Scalar,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => Isa::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => Isa::Avx512,
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => Isa::Neon,
-        }
+        self.isa
     }
 
-    /// Runs `kernel` with this instruction set's features enabled.
+    /// Runs `kernel` with the features of this instruction set's float base enabled.
     #[inline]
     pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
-        match self {
-            Level::Scalar(s) => s.vectorize(kernel),
+        match self.base {
+            Base::Scalar(s) => s.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(s) => s.vectorize(kernel),
+            Base::Avx2(s) => s.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(s) => s.vectorize(kernel),
+            Base::Avx512(s) => s.vectorize(kernel),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(s) => s.vectorize(kernel),
+            Base::Neon(s) => s.vectorize(kernel),
         }
     }
 }
@@ -206,5 +266,25 @@ mod tests {
             assert_eq!(Isa::from_name(isa.name()), Some(isa));
         }
         assert_eq!(Isa::from_name("AVX2"), None);
+    }
+
+    #[test]
+    fn every_level_comes_with_its_float_base() {
+        struct Name;
+        impl Kernel for Name {
+            type Out = Isa;
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) -> Isa {
+                S::ISA
+            }
+        }
+        let float: Vec<Isa> = Level::float_levels().iter().map(|l| l.isa()).collect();
+        for level in Level::available() {
+            let base = level.isa().float_base();
+            assert_eq!(base.float_base(), base);
+            assert_eq!(level.dispatch(Name), base);
+            assert!(float.contains(&base));
+        }
+        assert_eq!(Level::scalar().isa(), Isa::Scalar);
     }
 }

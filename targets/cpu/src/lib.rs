@@ -8,6 +8,7 @@ pub mod isa;
 pub mod kernels;
 mod lower;
 pub mod naive;
+pub mod peak;
 pub mod pool;
 pub mod reference;
 pub mod registry;

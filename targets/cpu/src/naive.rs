@@ -3,8 +3,10 @@
 //! These are for tests (this crate's and others'); no session calls them.
 
 use crate::isa::Level;
-use crate::simd::{Kernel, Scalar, Simd, math};
+use crate::simd::{Kernel, Simd, math};
+use crate::steps::attention;
 use crate::steps::conv::ConvShape;
+use latile_runtime::graph::QuantRange;
 
 struct Silu(f32);
 
@@ -18,7 +20,32 @@ impl Kernel for Silu {
 
 /// SiLU of one number, by the scalar path.
 pub fn silu(x: f32) -> f32 {
-    Level::Scalar(Scalar::new()).dispatch(Silu(x))
+    Level::scalar().dispatch(Silu(x))
+}
+
+/// An input of an int8 layer, already multiplied by its channel's factor, as an integer: the nearest,
+/// ties to even (0 for a NaN), counted from the zero point and saturated so that with it added it is a byte.
+pub fn quantize(x: f32, range: &QuantRange) -> i32 {
+    let zero = i32::from(range.zero_point);
+    (x.round_ties_even() as i32).saturating_add(zero).clamp(0, 255) - zero
+}
+
+/// The weights of a convolution, `[n, c, kh, kw]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// Numbers.
+    Float(&'a [f32]),
+    /// The integers of an int8 layer; see [`Int8Weights`](crate::steps::conv::Int8Weights).
+    Int8 {
+        /// In row-major order.
+        weights: &'a [i8],
+        /// Per output channel.
+        scale: &'a [f32],
+        /// Per input channel.
+        input_scale: Option<&'a [f32]>,
+        /// Of the input.
+        range: QuantRange,
+    },
 }
 
 /// A convolution in plain loops; see [`crate::steps::conv`] for the meaning of each operand.
@@ -32,8 +59,8 @@ pub struct Conv<'a> {
     pub norm: &'a [Option<(f32, f32)>],
     /// Whether SiLU follows the norm.
     pub silu: bool,
-    /// `[n, c, kh, kw]`.
-    pub weights: &'a [f32],
+    /// The weights.
+    pub weights: Matrix<'a>,
     /// Per output channel.
     pub bias: Option<&'a [f32]>,
     /// Per output channel.
@@ -71,6 +98,16 @@ impl Conv<'_> {
                 if self.silu { silu(x) } else { x }
             })
             .collect();
+        // An int8 layer's input, as whole numbers.
+        let seen = match self.weights {
+            Matrix::Float(_) => seen,
+            Matrix::Int8 { input_scale, range, .. } => {
+                let inverse = 1.0 / range.scale;
+                let factor = |i: usize| input_scale.map_or(inverse, |s| s[i % c] * inverse);
+                let quantized = |(i, x): (usize, &f32)| quantize(x * factor(i), &range) as f32;
+                seen.iter().enumerate().map(quantized).collect()
+            }
+        };
         let shrink = usize::from(upsample);
         let at = |y: usize, x: usize, channel: usize| {
             // Padded coordinates.
@@ -84,16 +121,27 @@ impl Conv<'_> {
         for y in 0..oh {
             for x in 0..ow {
                 for o in 0..n {
-                    let mut sum = 0.0_f32;
+                    let (mut float, mut whole) = (0.0_f32, 0_i64);
                     for ky in 0..kh {
                         for kx in 0..kw {
                             for channel in 0..c {
                                 let a = at(y * sy + ky, x * sx + kx, channel);
-                                let b = self.weights[((o * c + channel) * kh + ky) * kw + kx];
-                                sum = a.mul_add(b, sum);
+                                let i = ((o * c + channel) * kh + ky) * kw + kx;
+                                match self.weights {
+                                    Matrix::Float(w) => float = a.mul_add(w[i], float),
+                                    Matrix::Int8 { weights: w, .. } => {
+                                        whole += a as i64 * i64::from(w[i]);
+                                    }
+                                }
                             }
                         }
                     }
+                    let sum = match self.weights {
+                        Matrix::Float(_) => float,
+                        Matrix::Int8 { scale, range, .. } => {
+                            whole as f32 * (range.scale * scale[o])
+                        }
+                    };
                     let index = (y * ow + x) * n + o;
                     let bias = self.bias.map_or(0.0, |b| b[o]) + self.add.map_or(0.0, |b| b[o]);
                     let mut v = sum + bias;
@@ -106,4 +154,103 @@ impl Conv<'_> {
         }
         out
     }
+}
+
+struct Exp(f32);
+
+impl Kernel for Exp {
+    type Out = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        s.max_lane(math::exp(s, s.splat(self.0)))
+    }
+}
+
+/// e^x of one number, by the scalar path.
+fn exp(x: f32) -> f32 {
+    // The largest of lanes that are all NaN would be one too, but only by the order of operands.
+    if x.is_nan() { x } else { Level::scalar().dispatch(Exp(x)) }
+}
+
+/// Numbers as bytes, and what one step of them is worth: a NaN where one was not finite.
+fn bytes(x: &[f32]) -> (Vec<i32>, f32) {
+    let largest = x.iter().fold(attention::LEAST, |m, x| if x.abs() > m { x.abs() } else { m });
+    let factor = attention::LARGEST / largest;
+    let damage: f32 = x.iter().map(|x| x * 0.0).sum();
+    let whole = x.iter().map(|x| (x * factor).round_ties_even() as i32).collect();
+    (whole, largest / attention::LARGEST + damage)
+}
+
+/// 255 * 2^x, rounded to a whole number.
+fn weight(x: f32) -> f32 {
+    let x = if x < attention::DEEPEST { attention::DEEPEST } else { x };
+    let shifted = x + attention::ROUND;
+    let r = x - (shifted - attention::ROUND);
+    let p = attention::POWER.into_iter().reduce(|p, c| p.mul_add(r, c)).unwrap_or_default();
+    (p * f32::from_bits(shifted.to_bits() << 23)).round_ties_even()
+}
+
+/// Attention with products of bytes, as [`AttentionPlan::int8`](attention::AttentionPlan::int8)
+/// computes it: queries, keys and values are `[tokens, channels]`.
+pub fn attention_int8(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    channels: usize,
+    heads: usize,
+    scale: f32,
+) -> Vec<f32> {
+    let d = channels / heads;
+    let keys = k.len() / channels;
+    let scale = scale * std::f32::consts::LOG2_E;
+    let mut out = vec![0.0; q.len()];
+    for head in 0..heads {
+        let own = head * d..(head + 1) * d;
+        let rows = |x: &[f32]| -> Vec<Vec<f32>> {
+            x.chunks(channels).map(|row| row[own.clone()].to_vec()).collect()
+        };
+        let (k, v) = (rows(k), rows(v));
+        let mean = |c: usize| {
+            let sum = k.iter().fold(0.0, |sum, row| sum + f64::from(row[c]));
+            (sum / keys as f64) as f32
+        };
+        let mean: Vec<f32> = (0..d).map(mean).collect();
+        let k: Vec<(Vec<i32>, f32)> = k
+            .iter()
+            .map(|row| bytes(&row.iter().zip(&mean).map(|(x, m)| x - m).collect::<Vec<_>>()))
+            .collect();
+        // By block and channel, the bytes of its keys.
+        let v: Vec<Vec<(Vec<i32>, f32)>> = v
+            .chunks(attention::INT8_KEY_BLOCK)
+            .map(|v| {
+                let channel = |c: usize| bytes(&v.iter().map(|row| row[c]).collect::<Vec<_>>());
+                (0..d).map(channel).collect()
+            })
+            .collect();
+        for (query, out) in q.chunks(channels).zip(out.chunks_mut(channels)) {
+            let scaled: Vec<f32> = query[own.clone()].iter().map(|x| x * scale).collect();
+            let (q, worth) = bytes(&scaled);
+            let (mut m, mut l, mut o) = (f32::NEG_INFINITY, 0.0_f32, vec![0.0_f32; d]);
+            for (k, v) in k.chunks(attention::INT8_KEY_BLOCK).zip(&v) {
+                let product = |k: &[i32]| k.iter().zip(&q).map(|(k, q)| k * q).sum::<i32>();
+                let u: Vec<f32> = k.iter().map(|(k, step)| product(k) as f32 * step).collect();
+                let top = u.iter().fold(f32::NEG_INFINITY, |m, &u| if u > m { u } else { m });
+                let p: Vec<f32> = u.iter().map(|u| weight((u - top) * worth)).collect();
+                let top = top * worth;
+                let now = if top > m { top } else { m };
+                let old = exp((m - now) * std::f32::consts::LN_2);
+                let new = exp((top - now) * std::f32::consts::LN_2);
+                m = now;
+                l = l.mul_add(old, p.iter().sum::<f32>() * new);
+                for (o, (v, step)) in o.iter_mut().zip(v) {
+                    let sum: i32 = p.iter().zip(v).map(|(p, v)| *p as i32 * v).sum();
+                    *o = o.mul_add(old, sum as f32 * (step * new));
+                }
+            }
+            for (out, o) in out[own.clone()].iter_mut().zip(o) {
+                *out = o / l;
+            }
+        }
+    }
+    out
 }

@@ -186,6 +186,9 @@ pub struct CpuSession<'m> {
     broken: Option<String>,
 }
 
+/// See [`CpuSession::run_observed`].
+type Observer<'o> = dyn FnMut(&str, usize, &[f32]) + 'o;
+
 /// What one step of the last run took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerTime {
@@ -228,7 +231,52 @@ impl CpuSession<'_> {
         &self.program.stored
     }
 
-    fn compute(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
+    /// Runs as [`Session::run`] does, and shows `observer` the input of each convolution and of each
+    /// linear layer over a map before that layer runs: the layer's name (its node's), its channels, and
+    /// one row of the map, `[w, channels]` in f32; the rows come from the top down.
+    ///
+    /// The input is shown as the kernel reads it: concatenated, normalised and activated, rounded where
+    /// it was stored, but before upsampling, quantization and padding. A layer of several rows has as many calls.
+    /// May allocate.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_observed(
+        &mut self,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+        observer: &mut dyn FnMut(&str, usize, &[f32]),
+    ) -> Result<(), RunError> {
+        self.checked_run(inputs, outputs, Some(observer))
+    }
+
+    fn checked_run(
+        &mut self,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), RunError> {
+        if let Some(layer) = &self.broken {
+            let layer = layer.clone();
+            return Err(RunError::Worker { layer });
+        }
+        let given = inputs.iter().map(|t| t.len());
+        check_ports("inputs", &self.inputs, inputs.len(), given)?;
+        let wanted = outputs.iter().map(|t| t.len());
+        check_ports("outputs", &self.outputs, outputs.len(), wanted)?;
+        let result = self.compute(inputs, outputs, observer);
+        if let Err(RunError::Worker { layer }) = &result {
+            self.broken = Some(layer.clone());
+        }
+        result
+    }
+
+    fn compute(
+        &mut self,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+        mut observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), RunError> {
         let program = &self.program;
         for ((tensor, port), spec) in inputs.iter().zip(&program.inputs).zip(&self.inputs) {
             program
@@ -236,6 +284,11 @@ impl CpuSession<'_> {
                 .map_err(|e| bug(&spec.name, &e))?;
         }
         for (i, step) in program.steps.iter().enumerate() {
+            if let Some(observer) = &mut observer {
+                program
+                    .observe_step(step, &mut self.arena, &mut |c, row| observer(&step.name, c, row))
+                    .map_err(|e| bug(&step.name, &e))?;
+            }
             let start = self.seconds.is_some().then(Instant::now);
             program.run_step(step, &mut self.arena, &self.pool).map_err(|e| bug(&step.name, &e))?;
             if let (Some(start), Some(seconds)) = (start, &mut self.seconds) {
@@ -290,22 +343,14 @@ impl Session for CpuSession<'_> {
     }
 
     fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
-        if let Some(layer) = &self.broken {
-            let layer = layer.clone();
-            return Err(RunError::Worker { layer });
-        }
-        let given = inputs.iter().map(|t| t.len());
-        check_ports("inputs", &self.inputs, inputs.len(), given)?;
-        let wanted = outputs.iter().map(|t| t.len());
-        check_ports("outputs", &self.outputs, outputs.len(), wanted)?;
-        let result = self.compute(inputs, outputs);
-        if let Err(RunError::Worker { layer }) = &result {
-            self.broken = Some(layer.clone());
-        }
-        result
+        self.checked_run(inputs, outputs, None)
     }
 
-    fn set_timestep_group(&mut self, _group: usize) {}
+    fn set_timestep_group(&mut self, group: usize) {
+        for step in &mut self.program.steps {
+            step.set_timestep_group(group);
+        }
+    }
 
     fn stats(&self) -> SessionStats {
         self.stats.clone()

@@ -9,22 +9,25 @@ use latile_cpu::naive;
 use latile_cpu::pool::Pool;
 use latile_cpu::registry::WeightType;
 use latile_cpu::steps::conv::{
-    Activation, ConvArgs, ConvPlan, ConvShape, Residual, Segment, Weights, conv2d,
+    Activation, ConvArgs, ConvPlan, ConvShape, Int8Weights, Residual, Segment, Weights, conv2d,
 };
 use latile_cpu::steps::norm::{
     ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs,
 };
 use latile_cpu::steps::{Output, Source, StepError};
+use latile_runtime::graph::QuantRange;
 
-/// `[n, c, kh, kw]` as `[ceil(n / 16)][kh][kw][c][16]`, by the definition.
-fn packed16(weights: &[f32], shape: &ConvShape) -> Vec<f32> {
+/// `[n, c, kh, kw]` as `[ceil(n / 16)][kh][kw][ceil(c / group)][16][group]`, by the definition.
+fn packed<T: Copy + Default>(weights: &[T], group: usize, shape: &ConvShape) -> Vec<T> {
     let window = shape.kernel[0] * shape.kernel[1];
-    let mut packed = vec![0.0; shape.packed_len()];
+    let groups = shape.c.div_ceil(group);
+    let mut packed = vec![T::default(); shape.n.div_ceil(16) * window * groups * 16 * group];
     for n in 0..shape.n {
         for c in 0..shape.c {
             for tap in 0..window {
-                let row = (n / 16 * window + tap) * shape.c + c;
-                packed[row * 16 + n % 16] = weights[(n * shape.c + c) * window + tap];
+                let row = (n / 16 * window + tap) * groups + c / group;
+                packed[(row * 16 + n % 16) * group + c % group] =
+                    weights[(n * shape.c + c) * window + tap];
             }
         }
     }
@@ -67,6 +70,8 @@ struct Case {
     silu: bool,
     half_in: bool,
     half_weights: bool,
+    /// Int8 weights; `Some(true)` with a factor for each input channel.
+    int8: Option<bool>,
     half_out: bool,
     bias: bool,
     add: bool,
@@ -84,6 +89,7 @@ impl Case {
             silu: false,
             half_in: false,
             half_weights: false,
+            int8: None,
             half_out: false,
             bias: false,
             add: false,
@@ -117,8 +123,18 @@ fn equal(got: f32, want: f32) -> bool {
     got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan())
 }
 
-/// Runs a case on a level and compares output and sums with plain loops.
+/// Runs a case in floating point on some levels, and in int8 on those and on all that add integer dot
+/// products to them.
 fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
+    check_one(case, levels, pools);
+    let based = |l: &Level| levels.iter().any(|base| base.isa() == l.isa().float_base());
+    let levels: Vec<Level> = Level::available().into_iter().filter(based).collect();
+    let scaled = !case.shape.macs().is_multiple_of(3);
+    check_one(&Case { int8: Some(scaled), ..case.clone() }, &levels, pools);
+}
+
+/// Runs a case and compares output and sums with plain loops.
+fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
     let shape = case.shape;
     let mut random = Random(0x00c0_ffee + shape.macs());
     let by = if case.huge { 3e38 } else { 1.0 };
@@ -128,6 +144,7 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
         parts[0][0] = f32::INFINITY;
         let last = parts[0].len() - 1;
         parts[0][last] = f32::NEG_INFINITY;
+        parts[0][1] = f32::NAN;
     }
     let halves: Vec<Vec<f16>> = parts.iter().map(|p| halve(p)).collect();
     if case.half_in {
@@ -157,8 +174,31 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
     if case.half_weights {
         weights = widen(&halve(&weights));
     }
-    let packed = packed16(&weights, &shape);
-    let packed_half = halve(&packed);
+    let packed_float = packed(&weights, 1, &shape);
+    let packed_half = halve(&packed_float);
+    let integers: Vec<i8> = (0..weights.len())
+        .map(|_| {
+            [127, -127, 0, (random.bits() % 255) as i8].map(|w: i8| w.max(-127))[random.below(4)]
+        })
+        .collect();
+    let packed_integers = packed(&integers, 4, &shape);
+    let sums_of_weights: Vec<i32> = integers
+        .chunks(shape.c * kh * kw)
+        .map(|row| row.iter().map(|&w| i32::from(w)).sum())
+        .collect();
+    let worth: Vec<f32> = random.vec(shape.n, 0.001).iter().map(|x| x.abs() + 1e-4).collect();
+    let factors: Vec<f32> = random.vec(shape.c, 0.5).iter().map(|x| x + 1.0).collect();
+    let range = QuantRange {
+        scale: 0.01 + 0.005 * random.next(),
+        zero_point: [0, 255, 128, 40, 201][random.below(5)],
+    };
+    let int8 = Int8Weights {
+        packed: &packed_integers,
+        scale: &worth,
+        sum: &sums_of_weights,
+        input_scale: case.int8.is_some_and(|scaled| scaled).then_some(&factors),
+        range,
+    };
     let bias = random.vec(shape.n, 1.0);
     let add = random.vec(shape.n, 1.0);
     let mut residual = random.vec(shape.out_len(), by);
@@ -175,7 +215,15 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
         input: &input,
         norm: &norm,
         silu: case.silu,
-        weights: &weights,
+        weights: match case.int8 {
+            None => naive::Matrix::Float(&weights),
+            Some(_) => naive::Matrix::Int8 {
+                weights: &integers,
+                scale: &worth,
+                input_scale: int8.input_scale,
+                range,
+            },
+        },
         bias: case.bias.then_some(&bias),
         add: case.add.then_some(&add),
         residual: (case.residual != Kind::None).then_some(&residual),
@@ -196,7 +244,10 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
     let mut all_sums: Option<Vec<f64>> = None;
     for level in levels {
         let kind = if case.half_weights { WeightType::F16 } else { WeightType::F32 };
-        let plan = ConvPlan::new(shape, kind, *level).unwrap();
+        let plan = match case.int8 {
+            None => ConvPlan::new(shape, kind, *level).unwrap(),
+            Some(_) => ConvPlan::int8(shape, *level).unwrap(),
+        };
         for pool in pools {
             let mut scratch = vec![f32::NAN; plan.scratch_len(pool.threads())];
             let mut sums = vec![f64::NAN; plan.sums().len()];
@@ -212,10 +263,10 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
                 ConvArgs {
                     segments: &segments,
                     activation: if case.silu { Activation::Silu } else { Activation::None },
-                    weights: if case.half_weights {
-                        Weights::F16(&packed_half)
-                    } else {
-                        Weights::F32(&packed)
+                    weights: match case.int8 {
+                        Some(_) => Weights::I8(int8),
+                        None if case.half_weights => Weights::F16(&packed_half),
+                        None => Weights::F32(&packed_float),
                     },
                     bias: case.bias.then_some(&bias),
                     add: case.add.then_some(&add),
@@ -284,7 +335,7 @@ fn pools() -> Vec<Pool> {
 #[test]
 fn linear_layers_around_the_tile_sizes() {
     let pools = pools();
-    let levels = Level::available();
+    let levels = Level::float_levels();
     for rows in (1..=16).chain([27, 28, 29, 63, 64, 65, 130]) {
         for (c, n) in [(1, 1), (5, 17), (16, 16), (7, 33), (33, 48)] {
             check(&Case::plain(ConvShape::linear(rows, c, n)), &levels, &pools[1..2]);
@@ -305,7 +356,7 @@ fn linear_layers_around_the_tile_sizes() {
 
 #[test]
 fn three_by_three_with_every_fusion() {
-    let levels = Level::available();
+    let levels = Level::float_levels();
     let pools = pools();
     for (h, w, c, n) in [
         (1, 1, 1, 1),
@@ -338,7 +389,7 @@ fn three_by_three_with_every_fusion() {
 
 #[test]
 fn odd_kernels_strides_pads_and_upsampling() {
-    let levels = Level::available();
+    let levels = Level::float_levels();
     let pools = pools();
     let base = ConvShape::same(9, 11, 5, 19, 3);
     let shapes = [
@@ -365,7 +416,7 @@ fn odd_kernels_strides_pads_and_upsampling() {
 
 #[test]
 fn concatenated_segments() {
-    let levels = Level::available();
+    let levels = Level::float_levels();
     let pools = pools();
     for segments in [vec![3, 2], vec![16, 16], vec![17, 5, 1], vec![1, 33, 2, 8]] {
         let c = segments.iter().sum();
@@ -384,7 +435,7 @@ fn concatenated_segments() {
 
 #[test]
 fn every_way_to_divide_the_work() {
-    let levels: Vec<Level> = Level::available()
+    let levels: Vec<Level> = Level::float_levels()
         .into_iter()
         .filter(|l| l.isa() != Isa::Scalar)
         .chain([Level::best()])
@@ -418,7 +469,7 @@ fn every_way_to_divide_the_work() {
 
 #[test]
 fn huge_and_infinite_inputs() {
-    let levels = Level::available();
+    let levels = Level::float_levels();
     let pools = pools();
     for half_out in [false, true] {
         for silu in [false, true] {
@@ -440,7 +491,7 @@ fn huge_and_infinite_inputs() {
 
 #[test]
 fn random_shapes() {
-    let levels: Vec<Level> = Level::available().into_iter().rev().take(2).collect();
+    let levels: Vec<Level> = Level::float_levels().into_iter().rev().take(2).collect();
     let pools = pools();
     let mut random = Random(77);
     for _ in 0..60 {
@@ -479,6 +530,9 @@ fn random_shapes() {
 fn wrong_operands_are_refused() {
     let level = Level::best();
     let pool = Pool::new(1).unwrap();
+    let deep = ConvShape::same(4, 4, 8000, 4, 3);
+    let message = ConvPlan::int8(deep, level).unwrap_err().to_string();
+    assert!(message.contains("72000 products"), "{message}");
     let zero = ConvShape::same(0, 4, 4, 4, 3);
     assert!(matches!(ConvPlan::new(zero, WeightType::F32, level), Err(StepError::Shape { .. })));
     let large = ConvShape { kernel: [9, 9], pads: [0; 4], ..ConvShape::same(4, 4, 4, 4, 3) };
@@ -521,6 +575,36 @@ fn wrong_operands_are_refused() {
     named(run(&input, &weights, &[0.0; 3], 64, &mut scratch), "bias");
     named(run(&input, &weights, &[0.0; 4], 65, &mut scratch), "output");
     named(run(&input, &weights, &[0.0; 4], 64, &mut scratch[1..]), "scratch");
+
+    let plan = ConvPlan::int8(shape, level).unwrap();
+    let mut scratch = vec![0.0; plan.scratch_len(1)];
+    let mut int8 = |weights: Weights<'_>| {
+        let args = ConvArgs {
+            segments: &[Segment { data: Source::F32(&input), channels: 4, norm: None }],
+            activation: Activation::None,
+            weights,
+            bias: None,
+            add: None,
+            residual: Residual::None,
+            output_scale: 1.0,
+            out: Output::F32(&mut [0.0; 64]),
+            sums: None,
+        };
+        conv2d(&plan, &pool, args, &mut scratch)
+    };
+    let good = Int8Weights {
+        packed: &[1; 16 * 9 * 4],
+        scale: &[1.0; 4],
+        sum: &[36; 4],
+        input_scale: Some(&[1.0; 4]),
+        range: QuantRange { scale: 1.0, zero_point: 7 },
+    };
+    assert_eq!(int8(Weights::I8(good)), Ok(()));
+    named(int8(Weights::F32(&weights)), plan.kernel_name());
+    named(int8(Weights::I8(Int8Weights { packed: &[1; 7], ..good })), "weights");
+    named(int8(Weights::I8(Int8Weights { scale: &[1.0; 5], ..good })), "weight scale");
+    named(int8(Weights::I8(Int8Weights { sum: &[36; 3], ..good })), "weight sum");
+    named(int8(Weights::I8(Int8Weights { input_scale: Some(&[]), ..good })), "input scale");
 }
 
 #[test]
@@ -542,7 +626,7 @@ fn group_norm_over_a_boundary() {
             assert_eq!(before, sums);
         }
     }
-    for other in Level::available() {
+    for other in Level::float_levels() {
         let pool = Pool::new(2).unwrap();
         let mut again = vec![0.0; layouts[1].len()];
         channel_sums(other, &pool, Source::F32(&b), 7, &mut again).unwrap();

@@ -6,7 +6,11 @@ mod common;
 mod compare;
 
 use common::Net;
-use compare::check;
+use compare::{check, inputs, run};
+use latile_cpu::isa::Level;
+use latile_cpu::session::CpuBackend;
+use latile_runtime::backend::Session;
+use latile_runtime::format::Role;
 use latile_runtime::graph::Pad;
 use latile_runtime::tensor::DType;
 
@@ -25,12 +29,15 @@ fn both(h: usize, w: usize, build: impl Fn(&mut Net)) {
     }
 }
 
-/// Where only convolutions and sums are at work, orders agree and so do bits.
+/// Where only convolutions and sums are at work, orders agree and so do bits, in int8 too.
 fn exact(h: usize, w: usize, build: impl Fn(&mut Net)) {
     for dtype in [DType::F32, DType::F16] {
-        let mut net = Net::new(dtype, 2);
-        build(&mut net);
-        check(&net, h, w, 0.0);
+        for int8 in [None, Some(false), Some(true)] {
+            let mut net = Net::new(dtype, 2);
+            net.int8 = int8;
+            build(&mut net);
+            check(&net, h, w, 0.0);
+        }
     }
 }
 
@@ -83,6 +90,38 @@ fn concatenation_before_a_convolution() {
         let y = net.conv3(x, 7);
         net.output("y", y);
     });
+}
+
+#[test]
+fn groups_of_timesteps_have_ranges_of_their_own() {
+    let mut net = Net::new(DType::F16, 11);
+    net.int8 = Some(true);
+    net.timestep_groups = vec![20, 400, 900];
+    let x = net.map("x", 6);
+    let t = net.vector("time_proj", 4);
+    let h = net.conv3(x, 9);
+    let h = net.linear(h, 18, true);
+    let v = net.linear(t, 18, true);
+    let h = net.add_channel(h, v);
+    net.output("y", h);
+    check(&net, 5, 4, 1e-6);
+
+    // Each group gives something else, the first is the default, and beyond the last is the last.
+    let model = net.model();
+    let given = inputs(&model, 5, 4, 3);
+    let backend = CpuBackend::new(1, Level::best()).unwrap();
+    let mut session = backend.session(&model, Role::Decoder, 5, 4).unwrap();
+    let first = run(&mut session, &given);
+    let mut of = |group| {
+        session.set_timestep_group(group);
+        run(&mut session, &given)
+    };
+    let groups: Vec<_> = (0..3).map(&mut of).collect();
+    assert_eq!(groups[0], first);
+    assert!(groups[0] != groups[1] && groups[1] != groups[2] && groups[0] != groups[2]);
+    assert_eq!(of(3), groups[2]);
+    assert_eq!(of(usize::MAX), groups[2]);
+    assert_eq!(of(0), first);
 }
 
 #[test]
@@ -205,6 +244,25 @@ fn attention_with_its_norm_and_residual() {
         let z = net.attention_block(y, 4, 1);
         net.output("z", z);
     });
+}
+
+#[test]
+fn attention_in_int8() {
+    // Exact like the layers around it, in several blocks of keys and with fewer keys than queries.
+    for dtype in [DType::F32, DType::F16] {
+        let mut net = Net::new(dtype, 5);
+        net.int8 = Some(false);
+        let x = net.map("x", 5);
+        let q = net.conv3(x, 20);
+        let k = net.conv3(x, 20);
+        let v = net.conv3(x, 20);
+        let y = net.attention(q, k, v, 2);
+        let y = net.conv3(y, 12);
+        let small = net.avg_pool(y);
+        let z = net.attention(y, small, small, 1);
+        net.output("z", z);
+        check(&net, 20, 18, 0.0);
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn grow(net: &mut Net, h: usize, w: usize, ops: &[(u8, u8, u8)]) {
         let id = net.map(name, c);
         maps.push(Map { id, h, w });
     }
-    let t = net.vector("t", 6);
+    let t = net.vector("time_proj", 6);
     // Only of an input: both sides then search for the very same numbers.
     let book = net.codebook(maps[1].id, 9);
     maps.push(Map { id: book, h, w });
@@ -134,5 +134,22 @@ proptest! {
         let mut net = Net::new(DType::F16, seed);
         grow(&mut net, h, w, &ops);
         check(&net, h, w, 1e-2);
+    }
+
+    #[test]
+    fn random_networks_in_int8(
+        (h, w) in (SIDES, SIDES),
+        ops in prop::collection::vec(any::<(u8, u8, u8)>(), 1..12),
+        seed in any::<u64>(),
+    ) {
+        // Stored in f16 or in f32; every fourth in three groups of timesteps.
+        let dtype = if seed.is_multiple_of(2) { DType::F16 } else { DType::F32 };
+        let mut net = Net::new(dtype, seed);
+        net.int8 = Some(seed.is_multiple_of(3));
+        if seed.is_multiple_of(4) {
+            net.timestep_groups = vec![100, 500, 1000];
+        }
+        grow(&mut net, h, w, &ops);
+        check(&net, h, w, 3e-2);
     }
 }

@@ -8,6 +8,7 @@ mod compare;
 use common::{Net, one_of_everything};
 use compare::{inputs, run};
 use latile_cpu::isa::Level;
+use latile_cpu::reference;
 use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, PrepareError, RunError, Session};
 use latile_runtime::format::{ModelError, Role};
@@ -16,7 +17,7 @@ use latile_runtime::tensor::DType;
 
 #[test]
 fn layers_are_timed_and_add_up() {
-    let model = one_of_everything(DType::F32).model();
+    let model = one_of_everything(DType::F32, None).model();
     let backend = CpuBackend::new(2, Level::best()).unwrap();
     let mut session = backend.session(&model, Role::Decoder, 6, 8).unwrap();
     session.time_layers(true);
@@ -135,6 +136,54 @@ fn sizes_that_do_not_suit_are_refused() {
     ));
     let missing = backend.session(&model, Role::Unet, 4, 4).map(drop);
     assert!(matches!(missing.unwrap_err(), PrepareError::Model(ModelError::NoComponent { .. })));
+}
+
+#[test]
+fn an_observer_sees_what_each_layer_reads() {
+    let mut net = Net::new(DType::F16, 9);
+    let a = net.map("a", 3);
+    let b = net.map("b", 5);
+    let x = net.concat(&[a, b]);
+    let n = net.group_norm(x, 2);
+    let s = net.silu(n);
+    let u = net.upsample(s);
+    net.int8 = Some(true);
+    let first = net.conv3(u, 20);
+    net.int8 = None;
+    let second = net.linear(first, 7, true);
+    net.output("y", second);
+    let model = net.model();
+    let given = inputs(&model, 4, 6, 1);
+    let ins: Vec<&[f32]> = given.iter().map(Vec::as_slice).collect();
+    let component = model.load(Role::Decoder).unwrap();
+    for threads in [1, 2] {
+        let backend = CpuBackend::new(threads, Level::best()).unwrap();
+        let mut session = backend.session(&model, Role::Decoder, 4, 6).unwrap();
+        let plain = run(&mut session, &given);
+        let mut y = vec![0.0; plain[0].len()];
+        let mut seen: Vec<(String, Vec<f32>, usize)> = Vec::new();
+        session
+            .run_observed(&ins, &mut [&mut y], &mut |layer, channels, row| {
+                assert_eq!(channels, if layer.starts_with("conv2d") { 8 } else { 20 });
+                match seen.last_mut() {
+                    Some((name, all, rows)) if name == layer => {
+                        all.extend(row);
+                        *rows += 1;
+                    }
+                    _ => seen.push((layer.to_owned(), row.to_vec(), 1)),
+                }
+            })
+            .unwrap();
+        assert_eq!(y, plain[0], "observing changes nothing");
+        let stored: Vec<_> = session.stored_values().to_vec();
+        let values =
+            reference::run(&component, &[(4, 6); 2], &ins, |v| stored.contains(&v)).unwrap();
+        let names: Vec<_> = seen.iter().map(|s| (s.0.as_str(), s.2)).collect();
+        assert_eq!(names, [("conv2d.4", 4), ("linear.5", 8)]);
+        assert!(compare::distance(&seen[0].1, &values[s.index()]) < 1e-5);
+        // A last bit of the norm may turn an integer over.
+        assert!(compare::distance(&seen[1].1, &values[first.index()]) < 2e-2);
+    }
 }
 
 #[test]

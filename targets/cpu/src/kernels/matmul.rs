@@ -12,31 +12,10 @@
 
 use half::f16;
 
-/// The operands of one micro-kernel call. Strides and offsets are in bytes.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Tile {
-    /// The first pixel's numbers.
-    pub a: *const f32,
-    /// From one pixel to the next.
-    pub a_stride: usize,
-    /// Offset of each run from a pixel's start.
-    pub runs: *const isize,
-    /// Runs.
-    pub n_runs: usize,
-    /// Numbers in each run.
-    pub run_len: usize,
-    /// The first panel, `[k][16]`, at its first k.
-    pub b: *const u8,
-    /// From the first panel to the second.
-    pub panel_stride: usize,
-    /// The accumulators' tile: 16 numbers for each panel, side by side.
-    pub c: *mut f32,
-    /// From one pixel's accumulators to the next's.
-    pub c_stride: usize,
-    /// 0: start from zero; 1: start from what `c` holds.
-    pub accumulate: usize,
-}
+use super::Operands;
+
+/// Pixels of `f32`; panels `[k][16]` of the kernel's weight type, by their bytes.
+pub type Tile = Operands<f32, u8, f32>;
 
 /// A micro-kernel for a certain number of pixels and panels.
 ///

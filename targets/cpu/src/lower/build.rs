@@ -10,14 +10,14 @@ use crate::registry::WeightType;
 use crate::steps::StepError;
 use crate::steps::attention::{AttentionPlan, AttentionShape};
 use crate::steps::codebook;
-use crate::steps::conv::{Activation, ConvPlan, ConvShape, Weights};
+use crate::steps::conv::{Activation, ConvPlan, ConvShape, Int8Weights, Weights};
 use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
 use crate::steps::vector;
 use half::slice::HalfBitsSliceExt;
 use latile_runtime::backend::PrepareError;
 use latile_runtime::format::LoadedComponent;
-use latile_runtime::graph::{Graph, Lifetime, Op, ValueId, ValueKind, WeightId, plan_arena};
+use latile_runtime::graph::{Graph, Lifetime, Op, Quant, ValueId, ValueKind, WeightId, plan_arena};
 use latile_runtime::tensor::{ArenaError, DType, Shape};
 
 // Weights are little-endian in the file and used where they lie.
@@ -230,9 +230,28 @@ impl<'m> Builder<'m, '_> {
                     bytemuck::try_cast_slice(bytes).map_err(|e| self.unsupported(node, &e))?;
                 Weights::F16(bits.reinterpret_cast())
             }
-            DType::I8 | DType::I32 => {
-                return Err(self.unsupported(node, &"it has no int8 layers yet"));
+            other @ (DType::I8 | DType::I32) => {
+                return Err(self.unsupported(node, &format!("its weight is {other}")));
             }
+        })
+    }
+
+    /// The weights of an int8 layer, with the range of the first group of timesteps.
+    fn int8(
+        &self,
+        node: usize,
+        id: WeightId,
+        quant: &Quant,
+    ) -> Result<Int8Weights<'m>, PrepareError> {
+        let range = quant.ranges.first();
+        let range = range.ok_or_else(|| self.unsupported(node, &"it has no activation range"))?;
+        Ok(Int8Weights {
+            packed: bytemuck::cast_slice(self.component.weight(id)),
+            scale: self.plain(node, quant.weight_scale)?,
+            sum: bytemuck::try_cast_slice(self.component.weight(quant.weight_sum))
+                .map_err(|e| self.unsupported(node, &e))?,
+            input_scale: quant.input_scale.map(|id| self.plain(node, id)).transpose()?,
+            range: *range,
         })
     }
 
@@ -368,15 +387,18 @@ impl<'m> Builder<'m, '_> {
     ) -> Result<(), PrepareError> {
         let inputs = self.inputs(core, chain)?;
         let [h, w, _] = self.shape(chain.segments[0]);
-        let (weight, bias, kernel, stride, pads) = match self.graph.nodes[core].op {
-            Op::Conv2d { weight, bias, kernel, stride, pad, .. } => (
-                weight,
-                bias,
+        let (weight, bias, kernel, stride, pads, quant) = match &self.graph.nodes[core].op {
+            Op::Conv2d { weight, bias, kernel, stride, pad, quant } => (
+                *weight,
+                *bias,
                 kernel.map(|v| v as usize),
                 stride.map(|v| v as usize),
                 [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
+                quant.as_ref(),
             ),
-            Op::Linear { weight, bias, .. } => (weight, bias, [1, 1], [1, 1], [0; 4]),
+            Op::Linear { weight, bias, quant } => {
+                (*weight, *bias, [1, 1], [1, 1], [0; 4], quant.as_ref())
+            }
             _ => unreachable!("the core of a convolution job is one"),
         };
         let shape = ConvShape {
@@ -389,13 +411,21 @@ impl<'m> Builder<'m, '_> {
             pads,
             upsample: chain.upsample,
         };
-        let weights = self.packed(core, weight)?;
-        let dtype = match weights {
-            Weights::F32(_) => WeightType::F32,
-            Weights::F16(_) => WeightType::F16,
+        let (weights, plan) = match quant {
+            Some(quant) => {
+                let weights = self.int8(core, weight, quant)?;
+                (Weights::I8(weights), ConvPlan::int8(shape, self.level))
+            }
+            None => {
+                let weights = self.packed(core, weight)?;
+                let dtype = match weights {
+                    Weights::F32(_) => WeightType::F32,
+                    _ => WeightType::F16,
+                };
+                (weights, ConvPlan::new(shape, dtype, self.level))
+            }
         };
-        let plan = ConvPlan::new(shape, dtype, self.level)
-            .map_err(|e: StepError| self.unsupported(core, &e))?;
+        let plan = plan.map_err(|e: StepError| self.unsupported(core, &e))?;
         let add = add.map(|v| self.read(v));
         let (residual, place) = self.addend(index, self.graph.nodes[node].output, residual, chain);
         let Written { out, sums } = self.written(node, place, plan.sums());
@@ -403,6 +433,7 @@ impl<'m> Builder<'m, '_> {
         let step = ConvStep {
             inputs,
             weights,
+            ranges: quant.map_or(&[], |q| q.ranges.as_slice()),
             bias: self.bias(core, bias)?,
             add,
             residual,
@@ -506,7 +537,7 @@ impl<'m> Builder<'m, '_> {
                 input: first,
                 out: self.store(n.output, now).buffer,
             },
-            Op::Attention { scale, heads } => {
+            Op::Attention { scale, heads, int8 } => {
                 let [h, w, channels] = self.shape(n.inputs[0]);
                 let [kh, kw, _] = self.shape(n.inputs[1]);
                 let shape = AttentionShape {
@@ -515,7 +546,8 @@ impl<'m> Builder<'m, '_> {
                     channels,
                     heads: heads as usize,
                 };
-                let plan = AttentionPlan::new(shape, scale, self.level, self.threads)
+                let plan = if int8 { AttentionPlan::int8 } else { AttentionPlan::new };
+                let plan = plan(shape, scale, self.level, self.threads)
                     .map_err(|e| self.unsupported(node, &e))?;
                 macs = self.graph.node_macs(n, self.shapes);
                 let inputs = [first, self.read(n.inputs[1]), self.read(n.inputs[2])];

@@ -10,7 +10,7 @@ use super::program::{
 use crate::pool::Pool;
 use crate::steps::attention::{AttentionArgs, Columns, attention};
 use crate::steps::codebook::{self, CodebookArgs, codebook};
-use crate::steps::conv::{ConvArgs, MAX_SEGMENTS, Residual, Segment, conv2d};
+use crate::steps::conv::{ConvArgs, MAX_SEGMENTS, Residual, Segment, conv2d, observe};
 use crate::steps::elementwise::{ElementwiseArgs, Input, elementwise};
 use crate::steps::norm::{ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs};
 use crate::steps::pool2x::pool2x;
@@ -154,6 +154,22 @@ impl<'m> Program<'m> {
     ) -> Result<bool, StepError> {
         let views = Views::new(self, arena);
         ports::load(self.level, pool, views.source(port.buffer), tensor)
+    }
+
+    /// Shows `see` the input of a convolution step, as [`observe`] does; other steps show nothing.
+    pub(crate) fn observe_step(
+        &self,
+        step: &Step<'m>,
+        arena: &mut Arena,
+        see: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), StepError> {
+        let Action::Conv(conv) = &step.action else {
+            return Ok(());
+        };
+        let channels = conv.inputs.channels();
+        Views::new(self, arena).segments(&conv.inputs, |segments| {
+            observe(&conv.plan, segments, conv.inputs.activation, &mut |row| see(channels, row))
+        })
     }
 
     /// Runs one step. Allocates nothing.

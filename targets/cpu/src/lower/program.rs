@@ -5,7 +5,7 @@ use crate::steps::attention::AttentionPlan;
 use crate::steps::conv::{Activation, ConvPlan, Weights};
 use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
-use latile_runtime::graph::ValueId;
+use latile_runtime::graph::{QuantRange, ValueId};
 use latile_runtime::tensor::DType;
 
 /// A buffer of a [`Program`].
@@ -69,14 +69,27 @@ pub(crate) struct Step<'m> {
 }
 
 impl Step<'_> {
+    /// Makes an int8 layer read its input by the range of a group of timesteps, the last one where there
+    /// are fewer groups.
+    pub(crate) fn set_timestep_group(&mut self, group: usize) {
+        if let Action::Conv(conv) = &mut self.action
+            && let Weights::I8(weights) = &mut conv.weights
+            && let Some(range) = conv.ranges.get(group).or(conv.ranges.last())
+        {
+            weights.range = *range;
+        }
+    }
+
     /// What it does, for reports.
     pub(crate) const fn kind(&self) -> &'static str {
         match self.action {
+            Action::Conv(ref conv) if conv.plan.is_int8() => "conv2d int8",
             Action::Conv(_) => "conv2d",
             Action::Pointwise(_) => "elementwise",
             Action::Sums { .. } => "channel_sums",
             Action::GroupNorm(_) => "group_norm",
             Action::Coefficients { .. } => "coefficients",
+            Action::Attention(ref step) if step.plan.is_int8() => "attention int8",
             Action::Attention(_) => "attention",
             Action::Pool { .. } => "avg_pool2x",
             Action::Codebook { .. } => "codebook",
@@ -160,6 +173,8 @@ pub(super) struct ConvStep<'m> {
     pub(super) plan: ConvPlan,
     pub(super) inputs: Inputs,
     pub(super) weights: Weights<'m>,
+    /// Of an int8 layer, its input's range in each group of timesteps; else empty.
+    pub(super) ranges: &'m [QuantRange],
     pub(super) bias: Option<&'m [f32]>,
     pub(super) add: Option<BufferId>,
     pub(super) residual: Addend,

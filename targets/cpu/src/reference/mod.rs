@@ -2,21 +2,23 @@
 //!
 //! It is the oracle that lowering, fusing and every kernel are compared with: plain loops, each value in
 //! an f32 vector of its own, no bands, no threads, no vectors. Convolutions and linear layers over maps
-//! accumulate in the kernels' order (row, column, channel of the window, each a fused multiply-add), so
-//! where nothing else is in play the bits agree; norms, activations and attention are computed in f64 and
-//! rounded once. Sessions never use it.
+//! accumulate in the kernels' order (row, column, channel of the window, each a fused multiply-add; int8
+//! layers exactly), and int8 attention is that of [`naive`], so where nothing else is in play the bits
+//! agree; norms, activations and float attention are computed in f64 and rounded once. Sessions never use it.
 
 mod ops;
 #[cfg(test)]
 mod tests;
 
+use crate::naive;
 use half::f16;
 use latile_runtime::format::LoadedComponent;
-use latile_runtime::graph::{Layout, Node, Op, ShapeError, ValueId, ValueKind, WeightId};
+use latile_runtime::graph::{Layout, Node, Op, Quant, ShapeError, ValueId, ValueKind, WeightId};
 use latile_runtime::tensor::{DType, Shape};
 
 /// Runs `component` with its map inputs at the given sizes and returns every value of the graph, indexed
-/// by [`ValueId::index`]; the caller picks the outputs.
+/// by [`ValueId::index`]; the caller picks the outputs. Int8 layers read their inputs by the ranges of the
+/// first group of timesteps; see [`run_group`].
 ///
 /// `inputs` are f32, NHWC, in the order of the graph's ports. `stored_f16` says which values a target
 /// keeps in f16: those are rounded once computed. `|_| false` runs all in f32.
@@ -28,6 +30,23 @@ use latile_runtime::tensor::{DType, Shape};
 /// Where an input has another length than its port's shape.
 pub fn run(
     component: &LoadedComponent<'_>,
+    map_sizes: &[(usize, usize)],
+    inputs: &[&[f32]],
+    stored_f16: impl Fn(ValueId) -> bool,
+) -> Result<Vec<Vec<f32>>, ShapeError> {
+    run_group(component, 0, map_sizes, inputs, stored_f16)
+}
+
+/// As [`run`], with int8 layers by the ranges of a group of timesteps, the last one where there are fewer.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn run_group(
+    component: &LoadedComponent<'_>,
+    group: usize,
     map_sizes: &[(usize, usize)],
     inputs: &[&[f32]],
     stored_f16: impl Fn(ValueId) -> bool,
@@ -50,7 +69,7 @@ pub fn run(
         values[port.value.index()] = keep(port.value, input.to_vec());
     }
     for node in &graph.nodes {
-        let out = compute(component, node, &values, &shapes);
+        let out = compute(component, group, node, &values, &shapes);
         values[node.output.index()] = keep(node.output, out);
     }
     Ok(values)
@@ -58,6 +77,7 @@ pub fn run(
 
 fn compute(
     component: &LoadedComponent<'_>,
+    group: usize,
     node: &Node,
     values: &[Vec<f32>],
     shapes: &[Shape],
@@ -67,20 +87,34 @@ fn compute(
     let plain = |id: WeightId| unpack(component, id);
     let bias = |id: &Option<WeightId>, n: usize| id.map_or(vec![0.0; n], plain);
     let out = shapes[node.output.index()];
+    let conv = |weight: WeightId, b: &Option<WeightId>, window, quant: &Option<Quant>| {
+        let (w, b) = (plain(weight), bias(b, out.channels()));
+        let Some(quant) = quant else {
+            return ops::conv2d(x(0), shape(0), &w, &b, window, out);
+        };
+        let last = quant.ranges.len() - 1;
+        let input_scale = quant.input_scale.map(plain);
+        let layer = ops::Int8 {
+            weight: &w,
+            weight_scale: &plain(quant.weight_scale),
+            input_scale: input_scale.as_deref(),
+            range: quant.ranges[group.min(last)],
+        };
+        ops::conv2d_int8(x(0), shape(0), &layer, &b, window, out)
+    };
     match &node.op {
-        Op::Conv2d { weight, bias: b, kernel, stride, pad, .. } => {
-            let w = plain(*weight);
+        Op::Conv2d { weight, bias, kernel, stride, pad, quant } => {
             let window = ops::Window {
                 kernel: kernel.map(|v| v as usize),
                 stride: stride.map(|v| v as usize),
                 top: pad.top as usize,
                 left: pad.left as usize,
             };
-            ops::conv2d(x(0), shape(0), &w, &bias(b, out.channels()), window, out)
+            conv(*weight, bias, window, quant)
         }
-        Op::Linear { weight, bias: b, .. } => {
-            let w = plain(*weight);
-            ops::linear(x(0), shape(0).channels(), &w, &bias(b, out.channels()))
+        Op::Linear { weight, bias, quant } => {
+            let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
+            conv(*weight, bias, window, quant)
         }
         Op::GroupNorm { groups, eps, weight, bias } => ops::group_norm(
             x(0),
@@ -104,8 +138,9 @@ fn compute(
         }
         Op::Upsample2x => ops::upsample2x(x(0), shape(0)),
         Op::AvgPool2x => ops::avg_pool2x(x(0), shape(0)),
-        Op::Attention { heads, scale } => {
-            ops::attention(x(0), x(1), x(2), shape(0).channels(), *heads as usize, *scale)
+        Op::Attention { heads, scale, int8 } => {
+            let attention = if *int8 { naive::attention_int8 } else { ops::attention };
+            attention(x(0), x(1), x(2), shape(0).channels(), *heads as usize, *scale)
         }
         Op::Codebook { table } => ops::codebook(x(0), &plain(*table), out.channels()),
         Op::Affine { mul, add } => x(0).iter().map(|&v| v.mul_add(*mul, *add)).collect(),
@@ -130,18 +165,22 @@ pub fn unpack(component: &LoadedComponent<'_>, id: WeightId) -> Vec<f32> {
             .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32)
             .collect(),
     };
-    if spec.layout == Layout::Plain {
-        return stored;
-    }
+    // Input channels that stand together in the innermost dimension.
+    let group = match spec.layout {
+        Layout::Plain => return stored,
+        Layout::Packed16 => 1,
+        Layout::Packed16x4 => 4,
+    };
     let dim = |i: usize| spec.shape.get(i).map_or(1, |&d| d as usize);
     let (n, c, kh, kw) = (dim(0), dim(1), dim(2), dim(3));
+    let groups = c.div_ceil(group);
     let mut plain = Vec::with_capacity(n * c * kh * kw);
     for o in 0..n {
         for i in 0..c {
             for ky in 0..kh {
                 for kx in 0..kw {
-                    let at = (((o / 16 * kh + ky) * kw + kx) * c + i) * 16 + o % 16;
-                    plain.push(stored[at]);
+                    let row = ((o / 16 * kh + ky) * kw + kx) * groups + i / group;
+                    plain.push(stored[(row * 16 + o % 16) * group + i % group]);
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The primitive operators, as their definitions read. Maps are NHWC, batch 1; weights row-major.
 
+use crate::naive::quantize;
+use latile_runtime::graph::QuantRange;
 use latile_runtime::tensor::Shape;
 
 /// A convolution's window.
@@ -18,8 +20,45 @@ fn size(shape: Shape) -> (usize, usize, usize) {
     }
 }
 
-/// `weight` is `[n, c, kh, kw]`. Accumulates from zero over (ky, kx, c), padding's zeros included, then
-/// adds the bias.
+/// Slides a window over `x` and adds up the products with `weight`, `[n, c, kh, kw]`, from zero over
+/// (ky, kx, c), padding's zeros included.
+fn convolve<T: Copy + Default, A: Copy + Default>(
+    x: &[T],
+    shape: Shape,
+    weight: &[T],
+    window: Window,
+    out: Shape,
+    add_product: impl Fn(A, T, T) -> A,
+) -> Vec<A> {
+    let (h, w, c) = size(shape);
+    let (oh, ow, n) = size(out);
+    let [kh, kw] = window.kernel;
+    let at = |y: usize, x_: usize, i: usize| {
+        let inside =
+            y >= window.top && x_ >= window.left && y - window.top < h && x_ - window.left < w;
+        if inside { x[((y - window.top) * w + (x_ - window.left)) * c + i] } else { T::default() }
+    };
+    let mut result = Vec::with_capacity(oh * ow * n);
+    for oy in 0..oh {
+        for ox in 0..ow {
+            for o in 0..n {
+                let mut sum = A::default();
+                for ky in 0..kh {
+                    for kx in 0..kw {
+                        for i in 0..c {
+                            let v = at(oy * window.stride[0] + ky, ox * window.stride[1] + kx, i);
+                            sum = add_product(sum, v, weight[((o * c + i) * kh + ky) * kw + kx]);
+                        }
+                    }
+                }
+                result.push(sum);
+            }
+        }
+    }
+    result
+}
+
+/// `weight` is `[n, c, kh, kw]`. Every product is fused into the sum; then the bias is added.
 pub(super) fn conv2d(
     x: &[f32],
     shape: Shape,
@@ -28,44 +67,39 @@ pub(super) fn conv2d(
     window: Window,
     out: Shape,
 ) -> Vec<f32> {
-    let (h, w, c) = size(shape);
-    let (oh, ow, n) = size(out);
-    let [kh, kw] = window.kernel;
-    let at = |y: usize, x_: usize, i: usize| {
-        let inside =
-            y >= window.top && x_ >= window.left && y - window.top < h && x_ - window.left < w;
-        if inside { x[((y - window.top) * w + (x_ - window.left)) * c + i] } else { 0.0 }
-    };
-    let mut result = Vec::with_capacity(oh * ow * n);
-    for oy in 0..oh {
-        for ox in 0..ow {
-            for o in 0..n {
-                let mut sum = 0.0f32;
-                for ky in 0..kh {
-                    for kx in 0..kw {
-                        for i in 0..c {
-                            let v = at(oy * window.stride[0] + ky, ox * window.stride[1] + kx, i);
-                            sum = v.mul_add(weight[((o * c + i) * kh + ky) * kw + kx], sum);
-                        }
-                    }
-                }
-                result.push(sum + bias[o]);
-            }
-        }
-    }
-    result
+    let sums = convolve(x, shape, weight, window, out, |sum, v, w| v.mul_add(w, sum));
+    sums.iter().zip(bias.iter().cycle()).map(|(sum, b)| sum + b).collect()
 }
 
-/// `weight` is `[n, c]`; applied to every `c` elements of `x`.
-pub(super) fn linear(x: &[f32], c: usize, weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    x.chunks_exact(c)
-        .flat_map(|row| {
-            weight
-                .chunks_exact(c)
-                .zip(bias)
-                .map(|(w, b)| row.iter().zip(w).fold(0.0f32, |sum, (v, w)| v.mul_add(*w, sum)) + b)
-        })
-        .collect()
+/// What makes a convolution an int8 one.
+pub(super) struct Int8<'a> {
+    /// Whole numbers, `[n, c, kh, kw]`.
+    pub(super) weight: &'a [f32],
+    pub(super) weight_scale: &'a [f32],
+    pub(super) input_scale: Option<&'a [f32]>,
+    pub(super) range: QuantRange,
+}
+
+/// [`Quant`](latile_runtime::graph::Quant)'s formula, then the bias.
+pub(super) fn conv2d_int8(
+    x: &[f32],
+    shape: Shape,
+    layer: &Int8<'_>,
+    bias: &[f32],
+    window: Window,
+    out: Shape,
+) -> Vec<f32> {
+    let c = shape.channels();
+    let Int8 { weight, weight_scale, input_scale, range } = layer;
+    let inverse = 1.0 / range.scale;
+    let factor = |i: usize| input_scale.map_or(inverse, |s| s[i % c] * inverse);
+    let q: Vec<i64> =
+        x.iter().enumerate().map(|(i, x)| i64::from(quantize(x * factor(i), range))).collect();
+    let weight: Vec<i64> = weight.iter().map(|w| *w as i64).collect();
+    let sums = convolve(&q, shape, &weight, window, out, |sum: i64, q, w| sum + q * w);
+    let channels = weight_scale.iter().zip(bias).cycle();
+    let worth = |(sum, (scale, b)): (&i64, (&f32, &f32))| *sum as f32 * (range.scale * scale) + b;
+    sums.iter().zip(channels).map(worth).collect()
 }
 
 /// Wu & He 2018, equations 1 and 2, in f64, rounded once.

@@ -1,6 +1,7 @@
 //! Hand-computed cases; everything else is compared with these operators.
 
 use super::ops;
+use latile_runtime::graph::QuantRange;
 use latile_runtime::tensor::Shape;
 
 fn map(h: usize, w: usize, c: usize) -> Shape {
@@ -27,9 +28,35 @@ fn a_convolution_slides_and_pads() {
 
 #[test]
 fn a_linear_layer_is_row_times_matrix() {
-    let y =
-        ops::linear(&[1.0, 2.0, 3.0, 4.0], 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0], &[0.0, 0.0, 10.0]);
+    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
+    let (x, weight) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+    let y = ops::conv2d(&x, map(1, 2, 2), &weight, &[0.0, 0.0, 10.0], window, map(1, 2, 3));
     assert_eq!(y, [1.0, 2.0, 13.0, 3.0, 4.0, 17.0]);
+}
+
+#[test]
+fn an_int8_layer_quantizes_its_input_and_scales_its_sums() {
+    // 0.5 / 0.25 is 2; 0.375 / 0.25 is 1.5, of which the even neighbour is 2; -9 is cut off at -3 by a
+    // zero point of 3, and 1e9 at 252.
+    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
+    let layer = ops::Int8 {
+        weight: &[1.0, -127.0],
+        weight_scale: &[0.5],
+        input_scale: None,
+        range: QuantRange { scale: 0.25, zero_point: 3 },
+    };
+    let x = [0.5, 0.375, -9.0, 1e9, f32::NAN, 0.0];
+    let y = ops::conv2d_int8(&x, map(1, 3, 2), &layer, &[10.0], window, map(1, 3, 1));
+    let worth = 0.125;
+    assert_eq!(y, [10.0 + (2.0 - 254.0) * worth, 10.0 + (-3.0 - 127.0 * 252.0) * worth, 10.0]);
+    // Factors of input channels come first.
+    let scaled = ops::Int8 { input_scale: Some(&[2.0, 0.0]), ..layer };
+    let y = ops::conv2d_int8(&x, map(1, 3, 2), &scaled, &[0.0], window, map(1, 3, 1));
+    assert_eq!(y, [4.0 * worth, -3.0 * worth, 0.0]);
+    // Padding is zero, whatever the zero point.
+    let padded = ops::Window { top: 1, left: 1, ..window };
+    let y = ops::conv2d_int8(&x[..2], map(1, 1, 2), &layer, &[7.0], padded, map(1, 1, 1));
+    assert_eq!(y, [7.0]);
 }
 
 #[test]

@@ -110,6 +110,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> F {
         op!((_mm256_set1_ps(x), _mm256_set1_ps(x)))
     }
@@ -182,6 +187,23 @@ impl Simd for Avx2 {
             let d = _mm_max_ps(c, _mm_movehl_ps(c, c));
             _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
         })
+    }
+
+    #[inline(always)]
+    unsafe fn quantize<const SIGNED: bool>(self, v: F, zero: I, p: *mut u8) {
+        op!({
+            let low = _mm256_add_epi32(nearest::<SIGNED>(v.0), zero.0);
+            let high = _mm256_add_epi32(nearest::<SIGNED>(v.1), zero.1);
+            _mm_storeu_si128(p.cast(), saturate::<SIGNED>(low, high));
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> I {
+        op!((_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())))
+    }
+    #[inline(always)]
+    fn float_of(self, a: I) -> F {
+        op!((_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1)))
     }
 
     #[inline(always)]
@@ -262,6 +284,32 @@ impl Simd for Avx2 {
             _mm256_fmadd_pd(w.3, w.3, acc.3)
         ))
     }
+}
+
+/// The nearest integers, ties to even, 0 for a NaN; from -1024 (where `SIGNED`) to 1024.
+#[inline(always)]
+fn nearest<const SIGNED: bool>(v: __m256) -> __m256i {
+    op!({
+        // The constants come first: a NaN passes, and is then masked out.
+        let mut v = _mm256_min_ps(_mm256_set1_ps(1024.0), v);
+        if SIGNED {
+            // Else what is too small for an i32 becomes the smallest one, and stays below 0.
+            v = _mm256_max_ps(_mm256_set1_ps(-1024.0), v);
+        }
+        let number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(v, v));
+        _mm256_and_si256(_mm256_cvtps_epi32(v), number)
+    })
+}
+
+/// Sixteen integers as the nearest `u8`, or `i8` where `SIGNED`.
+#[inline(always)]
+pub(super) fn saturate<const SIGNED: bool>(low: __m256i, high: __m256i) -> __m128i {
+    op!({
+        // Packs within halves of 128 bits: 0..4 and 8..12, then 4..8 and 12..16.
+        let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packs_epi32(low, high));
+        let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) }
+    })
 }
 
 #[inline(always)]

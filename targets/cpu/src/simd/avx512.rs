@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::avx2::saturate;
 use super::{Kernel, Simd};
 use crate::isa::Isa;
 
@@ -98,6 +99,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         op!(_mm512_set1_ps(x))
     }
@@ -166,6 +172,32 @@ impl Simd for Avx512 {
             let d = _mm_max_ps(c, _mm_movehl_ps(c, c));
             _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
         })
+    }
+
+    #[inline(always)]
+    unsafe fn quantize<const SIGNED: bool>(self, v: __m512, zero: __m512i, p: *mut u8) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        op!({
+            // The constants come first: a NaN passes, and is then masked out.
+            let mut v = _mm512_min_ps(_mm512_set1_ps(1024.0), v);
+            if SIGNED {
+                // Else what is too small for an i32 becomes the smallest one, and stays below 0.
+                v = _mm512_max_ps(_mm512_set1_ps(-1024.0), v);
+            }
+            let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
+            let q = _mm512_add_epi32(_mm512_maskz_cvt_roundps_epi32::<NEAREST>(number, v), zero);
+            // Not with the instruction that narrows to memory, which takes many times as long.
+            let (low, high) = (_mm512_castsi512_si256(q), _mm512_extracti64x4_epi64::<1>(q));
+            _mm_storeu_si128(p.cast(), saturate::<SIGNED>(low, high));
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> __m512i {
+        op!(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    fn float_of(self, a: __m512i) -> __m512 {
+        op!(_mm512_cvtepi32_ps(a))
     }
 
     #[inline(always)]

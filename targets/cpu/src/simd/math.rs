@@ -20,9 +20,8 @@ const ROUND: f32 = 12_582_912.0;
 /// multiply-adds), and the scaling by 2ⁿ in two exact steps but for the last rounding.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    // The constant comes first: max and min return the second operand for a NaN.
-    let x = s.max(s.splat(-105.0), x);
-    let x = s.min(s.splat(89.0), x);
+    let x = s.at_least(x, s.splat(-105.0));
+    let x = s.at_most(x, s.splat(89.0));
     let shifted = s.mul_add(x, s.splat(LOG2_E), s.splat(ROUND));
     let n = s.sub(shifted, s.splat(ROUND));
     let r = s.neg_mul_add(n, s.splat(LN2_HIGH), x);
@@ -50,9 +49,21 @@ fn power_of_two<S: Simd>(s: S, n: S::I) -> S::F {
 /// is above -2.7e-37; NaN stays NaN.
 #[inline(always)]
 pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
-    // Keeps -inf / inf, a NaN, out; a NaN passes.
-    let x = s.max(s.splat(f32::MIN), x);
-    let e = exp(s, s.sub(s.splat(0.0), x));
+    // Below, e⁻ˣ is infinite and the result -0; above, 1 + e⁻ˣ is 1.
+    let x = s.at_least(x, s.splat(-89.0));
+    let y = s.at_most(x, s.splat(86.0));
+    // As in `exp`, but of -y without negating it: n and r have the other sign, and with them
+    // every second coefficient; and of twice the size, to be scaled by half of 2ⁿ, which is a
+    // normal number for every n that is left. Its exponent is in the low bits of `shifted`.
+    let shifted = s.mul_add(y, s.splat(-LOG2_E), s.splat(ROUND + 126.0));
+    let n = s.sub(shifted, s.splat(ROUND + 126.0));
+    let r = s.mul_add(n, s.splat(LN2_HIGH), y);
+    let r = s.mul_add(n, s.splat(LN2_LOW), r);
+    let mut p = s.splat(-2.0 / 5040.0);
+    for c in [2.0 / 720.0, -2.0 / 120.0, 2.0 / 24.0, -2.0 / 6.0, 1.0, -2.0, 2.0] {
+        p = s.mul_add(p, r, s.splat(c));
+    }
+    let e = s.mul(p, s.from_bits(s.shl_i::<23>(s.to_bits(shifted))));
     s.div(x, s.add(s.splat(1.0), e))
 }
 

@@ -80,7 +80,7 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// Sixteen `f64`.
     type D: Copy;
 
-    /// The instruction set's name.
+    /// The instruction set: always a float base ([`Isa::float_base`]).
     const ISA: Isa;
 
     /// Runs a kernel with this instruction set's target features enabled.
@@ -192,6 +192,12 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
         }
     }
 
+    /// Asks for the cache line at `p`, any address, ahead of its use.
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        let _ = p;
+    }
+
     // Arithmetic.
 
     /// All lanes `x`.
@@ -212,6 +218,16 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `if a < b { a } else { b }`: `b` when either is NaN or both are zeros.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `x` and `limit`, which is neither a NaN nor a zero; NaN for a NaN.
+    #[inline(always)]
+    fn at_least(self, x: Self::F, limit: Self::F) -> Self::F {
+        self.max(limit, x)
+    }
+    /// The smaller of `x` and `limit`, which is neither a NaN nor a zero; NaN for a NaN.
+    #[inline(always)]
+    fn at_most(self, x: Self::F, limit: Self::F) -> Self::F {
+        self.min(limit, x)
+    }
     /// Per lane `if a > b { x } else { y }`; a NaN compares false.
     fn select_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// The largest integer not above.
@@ -225,6 +241,39 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     fn sum(self, a: Self::F) -> f32;
     /// The largest lane, by the same tree as [`Simd::sum`] and [`Simd::max`] of (lower, upper).
     fn max_lane(self, a: Self::F) -> f32;
+
+    // Quantized integers.
+
+    /// Sixteen bytes to `p`: each lane rounded to the nearest integer (ties to even; a NaN counts as 0),
+    /// plus `zero`, saturated to `u8`, or to `i8` where `SIGNED`.
+    ///
+    /// # Safety
+    /// `p` must be writable for 16 bytes. The lanes of `zero` must be of the type saturated to; else
+    /// nothing is promised of the bytes.
+    unsafe fn quantize<const SIGNED: bool>(self, v: Self::F, zero: Self::I, p: *mut u8);
+    /// The first `min(16, len)` lanes to a slice, as [`Simd::quantize`].
+    #[inline(always)]
+    fn quantize_slice<const SIGNED: bool>(self, v: Self::F, zero: i32, x: &mut [u8]) {
+        debug_assert!(if SIGNED { -128..=127 } else { 0..=255 }.contains(&zero));
+        let zero = self.splat_i(zero);
+        // SAFETY: each branch writes no more bytes than the slice or the block has.
+        unsafe {
+            if x.len() >= LANES {
+                self.quantize::<SIGNED>(v, zero, x.as_mut_ptr());
+            } else {
+                let mut block = [0; LANES];
+                self.quantize::<SIGNED>(v, zero, block.as_mut_ptr());
+                x.copy_from_slice(&block[..x.len()]);
+            }
+        }
+    }
+    /// Sixteen `i32` from `p`.
+    ///
+    /// # Safety
+    /// `p` must be readable for 16 elements.
+    unsafe fn load_i(self, p: *const i32) -> Self::I;
+    /// The nearest numbers, ties to even.
+    fn float_of(self, a: Self::I) -> Self::F;
 
     // Integers.
 

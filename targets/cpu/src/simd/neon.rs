@@ -141,6 +141,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which no address makes fail.
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> F {
         [op!(vdupq_n_f32(x)); 4]
     }
@@ -177,6 +185,14 @@ impl Simd for Neon {
         each(|i| op!(vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i])))
     }
     #[inline(always)]
+    fn at_least(self, x: F, limit: F) -> F {
+        each(|i| op!(vmaxq_f32(x[i], limit[i])))
+    }
+    #[inline(always)]
+    fn at_most(self, x: F, limit: F) -> F {
+        each(|i| op!(vminq_f32(x[i], limit[i])))
+    }
+    #[inline(always)]
     fn select_gt(self, a: F, b: F, x: F, y: F) -> F {
         each(|i| op!(vbslq_f32(vcgtq_f32(a[i], b[i]), x[i], y[i])))
     }
@@ -209,6 +225,31 @@ impl Simd for Neon {
             let (x, y) = (vget_lane_f32::<0>(d), vget_lane_f32::<1>(d));
             if x > y { x } else { y }
         })
+    }
+
+    #[inline(always)]
+    unsafe fn quantize<const SIGNED: bool>(self, v: F, zero: I, p: *mut u8) {
+        // The conversion saturates and makes 0 of a NaN; so do the narrowing to 16 bits, where
+        // the zero point is added, and the sum: what is out of their range is out of a byte's.
+        let q = each_i(|i| op!(vcvtnq_s32_f32(v[i])));
+        op!({
+            let words = |x: I, i: usize| vqmovn_high_s32(vqmovn_s32(x[i]), x[i + 1]);
+            let low = vqaddq_s16(words(q, 0), words(zero, 0));
+            let high = vqaddq_s16(words(q, 2), words(zero, 2));
+            if SIGNED {
+                vst1q_s8(p.cast(), vqmovn_high_s16(vqmovn_s16(low), high));
+            } else {
+                vst1q_u8(p, vqmovun_high_s16(vqmovun_s16(low), high));
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> I {
+        each_i(|i| op!(vld1q_s32(p.add(4 * i))))
+    }
+    #[inline(always)]
+    fn float_of(self, a: I) -> F {
+        each(|i| op!(vcvtq_f32_s32(a[i])))
     }
 
     #[inline(always)]

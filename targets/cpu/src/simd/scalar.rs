@@ -150,6 +150,26 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn quantize<const SIGNED: bool>(self, v: F, zero: Self::I, p: *mut u8) {
+        let bytes: [u8; LANES] = std::array::from_fn(|i| {
+            // Saturates, and makes 0 of a NaN.
+            let q = (v[i].round_ties_even() as i32).saturating_add(zero[i]);
+            if SIGNED { (q.clamp(-128, 127) as i8).cast_unsigned() } else { q.clamp(0, 255) as u8 }
+        });
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { p.cast::<[u8; LANES]>().write(bytes) }
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> Self::I {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { p.cast::<Self::I>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn float_of(self, a: Self::I) -> F {
+        a.map(|x| x as f32)
+    }
+
+    #[inline(always)]
     fn to_bits(self, a: F) -> Self::I {
         a.map(|x| x.to_bits().cast_signed())
     }

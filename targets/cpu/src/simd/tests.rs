@@ -68,6 +68,8 @@ impl Kernel for Ops {
         put("neg_mul_add", s.neg_mul_add(a, b, c));
         put("max", s.max(a, b));
         put("min", s.min(a, b));
+        put("at_least", s.at_least(a, s.splat(-0.5)));
+        put("at_most", s.at_most(a, s.splat(2.5)));
         put("select_gt", s.select_gt(a, b, b, c));
         put("floor", s.floor(a));
         put("round_even", s.round_even(a));
@@ -110,6 +112,8 @@ fn expected(o: &Ops, name: &str) -> Option<[f32; LANES]> {
         "neg_mul_add" => f(&|i| (-a[i]).mul_add(b[i], c[i])),
         "max" => f(&|i| if a[i] > b[i] { a[i] } else { b[i] }),
         "min" => f(&|i| if a[i] < b[i] { a[i] } else { b[i] }),
+        "at_least" => f(&|i| if a[i] < -0.5 { -0.5 } else { a[i] }),
+        "at_most" => f(&|i| if a[i] > 2.5 { 2.5 } else { a[i] }),
         "select_gt" => f(&|i| if a[i] > b[i] { b[i] } else { c[i] }),
         "floor" => f(&|i| a[i].floor()),
         "round_even" => f(&|i| a[i].round_ties_even()),
@@ -124,7 +128,7 @@ fn expected(o: &Ops, name: &str) -> Option<[f32; LANES]> {
 fn operations_agree_on_every_instruction_set() {
     for seed in 0..400 {
         let make = || Ops { a: values(3 * seed), b: values(3 * seed + 1), c: values(3 * seed + 2) };
-        let reference = Level::Scalar(super::Scalar::new()).dispatch(make());
+        let reference = Level::scalar().dispatch(make());
         for (name, got) in &reference {
             if let Some(want) = expected(&make(), name) {
                 for i in 0..LANES {
@@ -137,7 +141,7 @@ fn operations_agree_on_every_instruction_set() {
                 }
             }
         }
-        for level in Level::available() {
+        for level in Level::float_levels() {
             for ((name, got), (_, want)) in level.dispatch(make()).iter().zip(&reference) {
                 for i in 0..LANES {
                     assert!(
@@ -192,7 +196,7 @@ fn partial_and_half_precision_memory() {
             })
             .collect();
         for n in 0..=LANES {
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 let (bits, floats, whole) = level.dispatch(Halves { x: &x, n });
                 for i in 0..LANES {
                     let want = f16::from_f32_const(x[i]);
@@ -215,6 +219,137 @@ fn partial_and_half_precision_memory() {
                 assert_eq!(bits[LANES], 0x1234);
                 assert_eq!(whole[LANES], 9.0);
             }
+        }
+    }
+}
+
+struct Quantize {
+    x: [f32; LANES],
+    zero: i32,
+    n: usize,
+}
+
+impl Kernel for Quantize {
+    type Out = ([u8; LANES + 1], [u8; LANES + 1]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut out = ([77; LANES + 1], [77; LANES + 1]);
+        let v = s.load_slice(&self.x);
+        s.quantize_slice::<false>(v, self.zero, &mut out.0[..self.n]);
+        s.quantize_slice::<true>(v, self.zero - 128, &mut out.1[..self.n]);
+        out
+    }
+}
+
+#[test]
+fn quantizing_rounds_to_even_and_saturates_everywhere() {
+    let special = [
+        0.0,
+        -0.0,
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        -2.5,
+        0.49999997,
+        254.5,
+        255.5,
+        256.0,
+        -127.5,
+        -128.5,
+        1e9,
+        -1e9,
+        2147483520.0,
+        2147483648.0,
+        -2147483648.0,
+        -2147483904.0,
+        4294967296.0,
+        1e30,
+        -1e30,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -f32::NAN,
+        1e-45,
+        8388609.0,
+        16777217.0,
+    ];
+    let mut cases: Vec<[f32; LANES]> =
+        special.chunks(LANES).map(|c| c.try_into().unwrap()).collect();
+    cases.extend((0..400).map(|seed| {
+        let mut x = values(seed);
+        for (i, v) in x.iter_mut().enumerate() {
+            if v.is_finite() && i % 4 != 0 {
+                // Around the range, many of them halves.
+                *v = (*v * 1000.0).rem_euclid(300.0).mul_add(2.0, -300.0).round() / 2.0;
+            }
+        }
+        x
+    }));
+    for (i, x) in cases.into_iter().enumerate() {
+        for zero in [0, 1, 127, 128, 254, 255] {
+            let n = if i % 3 == 0 { i % (LANES + 1) } else { LANES };
+            for level in Level::float_levels() {
+                let (unsigned, signed) = level.dispatch(Quantize { x, zero, n });
+                for lane in 0..=LANES {
+                    if lane >= n {
+                        assert_eq!((unsigned[lane], signed[lane]), (77, 77), "wrote past {n}");
+                        continue;
+                    }
+                    // In double precision everything is exact; a NaN counts as 0.
+                    let v = f64::from(x[lane]);
+                    let v = if v.is_nan() { 0.0 } else { v.round_ties_even() };
+                    let want = (v + f64::from(zero)).clamp(0.0, 255.0) as u8;
+                    let what = format!("{} {} + {zero}", level.isa(), x[lane]);
+                    assert_eq!(unsigned[lane], want, "{what}");
+                    assert_eq!(signed[lane], want.wrapping_sub(128), "{what}, signed");
+                }
+            }
+        }
+    }
+}
+
+struct FloatOf([i32; LANES]);
+
+impl Kernel for FloatOf {
+    type Out = [f32; LANES];
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut out = [0.0; LANES];
+        // SAFETY: the array holds 16 elements.
+        let v = unsafe { s.load_i(self.0.as_ptr()) };
+        s.store_slice(s.float_of(v), &mut out);
+        out
+    }
+}
+
+#[test]
+fn integers_become_the_nearest_floats() {
+    let x = [
+        0,
+        1,
+        -1,
+        i32::MAX,
+        i32::MIN,
+        16_777_217,
+        16_777_219,
+        -16_777_217,
+        33_554_434,
+        33_554_438,
+        123_456_789,
+        -987_654_321,
+        2_147_483_584,
+        2_147_483_583,
+        255,
+        -128,
+    ];
+    for level in Level::float_levels() {
+        let got = level.dispatch(FloatOf(x));
+        for (got, x) in got.iter().zip(x) {
+            assert_eq!(got.to_bits(), (x as f32).to_bits(), "{} {x}", level.isa());
         }
     }
 }
@@ -269,9 +404,44 @@ fn exp_and_silu_keep_their_declared_error() {
     assert!(worst_silu <= 2.5, "silu is off by {worst_silu} ULP");
 }
 
+struct Silu([f32; LANES]);
+
+impl Kernel for Silu {
+    type Out = ([f32; LANES], [f32; LANES]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut out = ([0.0; LANES], [0.0; LANES]);
+        let x = s.load_slice(&self.0);
+        s.store_slice(math::silu(s, x), &mut out.0);
+        // Its definition, by way of the general exponential.
+        let x = s.at_least(x, s.splat(f32::MIN));
+        let e = math::exp(s, s.sub(s.splat(0.0), x));
+        s.store_slice(s.div(x, s.add(s.splat(1.0), e)), &mut out.1);
+        out
+    }
+}
+
+#[test]
+fn silu_is_its_definition_to_the_bit() {
+    for level in Level::float_levels() {
+        // Every 4099th float, of both signs: all exponents, the infinities' neighbours and NaNs.
+        let mut bits = 0_u32;
+        while bits < u32::MAX - 4099 * LANES as u32 {
+            let x = std::array::from_fn(|i| f32::from_bits(bits + 4099 * i as u32));
+            bits += 4099 * LANES as u32;
+            let (got, want) = level.dispatch(Silu(x));
+            for i in 0..LANES {
+                let same =
+                    got[i].to_bits() == want[i].to_bits() || got[i].is_nan() && want[i].is_nan();
+                assert!(same, "{} silu({:e}): {:e}, not {:e}", level.isa(), x[i], got[i], want[i]);
+            }
+        }
+    }
+}
+
 #[test]
 fn exp_and_silu_at_the_edges() {
-    for level in Level::available() {
+    for level in Level::float_levels() {
         let inf = f32::INFINITY;
         let (e, silu) = level.dispatch(Exp([
             0.0,

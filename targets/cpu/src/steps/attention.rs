@@ -21,16 +21,24 @@
 //! result[c] = o[c] / l
 //! ```
 //!
+//! [`AttentionPlan::int8`] plans the same with products of bytes, by a definition of its own (the
+//! module `int8`).
+//!
 //! Neither the queries in a task nor the register tiles change a bit of it, so both follow the
 //! instruction set and the number of threads.
 
 use super::element::{Pointer, SharedOut};
 use super::{Output, SharedMut, Source, StepError, check_len};
 use crate::isa::{Isa, Level};
+use crate::kernels::dot;
 use crate::kernels::matmul::Tile;
 use crate::pool::Pool;
-use crate::registry::{self, MatmulKernel, WeightType};
+use crate::registry::{self, DotKernel, MatmulKernel, WeightType};
 use crate::simd::{Kernel, LANES, Simd, math};
+
+mod int8;
+pub use int8::KEY_BLOCK as INT8_KEY_BLOCK;
+pub(crate) use int8::{DEEPEST, LARGEST, LEAST, POWER, ROUND};
 
 const STEP: &str = "attention";
 
@@ -116,9 +124,11 @@ pub struct AttentionPlan {
     level: Level,
     /// Multiplies keys by queries; both are `f32` in the scratch.
     kernel: &'static MatmulKernel,
+    /// The kernel of both products where they are of bytes.
+    int8: Option<&'static DotKernel>,
     threads: usize,
-    /// Vectors of queries in a task.
-    vectors: usize,
+    /// Queries in a task: vectors of sixteen, or as many times the rows of the kernel of bytes.
+    units: usize,
     /// Tasks of one head.
     blocks: usize,
 }
@@ -135,6 +145,54 @@ impl AttentionPlan {
         level: Level,
         threads: usize,
     ) -> Result<Self, StepError> {
+        Self::check(shape, threads)?;
+        let mut plan = AttentionPlan {
+            shape,
+            scale,
+            level,
+            kernel: registry::matmul(level, WeightType::F32),
+            int8: None,
+            threads,
+            units: 0,
+            blocks: 0,
+        };
+        plan.divide(LANES, MAX_VECTORS);
+        Ok(plan)
+    }
+
+    /// Plans an attention with products of bytes; `int8` in this module's source has its
+    /// definition, [`naive::attention_int8`](crate::naive::attention_int8) the plain loops.
+    ///
+    /// # Errors
+    /// As [`AttentionPlan::new`], and [`StepError::Shape`] when a head has more channels than
+    /// sums of products of bytes hold.
+    pub fn int8(
+        shape: AttentionShape,
+        scale: f32,
+        level: Level,
+        threads: usize,
+    ) -> Result<Self, StepError> {
+        let mut plan = Self::new(shape, scale, level, threads)?;
+        let d = shape.channels / shape.heads;
+        if d > dot::MAX_PRODUCTS {
+            let reason = format!(
+                "{d} channels a head are too many for sums of bytes in 32 bits, which hold {}",
+                dot::MAX_PRODUCTS
+            );
+            return Err(StepError::Shape { step: STEP, reason });
+        }
+        let kernel = registry::dot(level);
+        plan.int8 = Some(kernel);
+        plan.divide(kernel.rows, int8::MAX_QUERIES / kernel.rows);
+        Ok(plan)
+    }
+
+    /// Whether the products are of bytes.
+    pub const fn is_int8(&self) -> bool {
+        self.int8.is_some()
+    }
+
+    fn check(shape: AttentionShape, threads: usize) -> Result<(), StepError> {
         let AttentionShape { queries, keys, channels, heads } = shape;
         let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
         if [queries, keys, channels, heads, threads].contains(&0) {
@@ -149,22 +207,20 @@ impl AttentionPlan {
         if channels > CHANNELS || tokens.checked_mul(8 * channels).is_none() {
             return refuse(format!("{shape:?} does not fit the address space"));
         }
-        let all = queries.div_ceil(LANES);
-        let mut blocks = all.div_ceil(MAX_VECTORS);
+        Ok(())
+    }
+
+    /// Divides the queries into tasks of at most `most` times `unit` of them.
+    fn divide(&mut self, unit: usize, most: usize) {
+        let (heads, threads) = (self.shape.heads, self.threads);
+        let all = self.shape.queries.div_ceil(unit);
+        let mut blocks = all.div_ceil(most);
         // With few tasks, make them a multiple of the threads: nobody waits for the last one.
         if blocks * heads < 4 * threads {
             blocks = (blocks..=all).find(|b| (b * heads).is_multiple_of(threads)).unwrap_or(all);
         }
-        let vectors = all.div_ceil(blocks);
-        Ok(AttentionPlan {
-            shape,
-            scale,
-            level,
-            kernel: registry::matmul(level, WeightType::F32),
-            threads,
-            vectors,
-            blocks: all.div_ceil(vectors),
-        })
+        self.units = all.div_ceil(blocks);
+        self.blocks = all.div_ceil(self.units);
     }
 
     /// The shape.
@@ -174,7 +230,10 @@ impl AttentionPlan {
 
     /// The micro-kernel's name, for reports.
     pub const fn kernel_name(&self) -> &'static str {
-        self.kernel.name
+        match self.int8 {
+            Some(kernel) => kernel.name,
+            None => self.kernel.name,
+        }
     }
 
     /// Multiply-adds of the two products.
@@ -189,8 +248,11 @@ impl AttentionPlan {
     }
 
     /// `f32` elements of scratch that [`attention`] needs.
-    pub const fn scratch_len(&self) -> usize {
-        self.threads * Layout::new(self).len
+    pub fn scratch_len(&self) -> usize {
+        match self.int8 {
+            Some(kernel) => int8::Layout::new(self, kernel).len(self.threads),
+            None => self.threads * Layout::new(self).len,
+        }
     }
 }
 
@@ -225,7 +287,7 @@ impl Layout {
     const fn new(plan: &AttentionPlan) -> Self {
         let d = plan.shape.channels / plan.shape.heads;
         let padded = d.div_ceil(LANES) * LANES;
-        let queries = plan.vectors * LANES;
+        let queries = plan.units * LANES;
         let k_stride = padded + SKEW;
         let v_stride = KEY_BLOCK * LANES + SKEW;
         let k = queries * d;
@@ -283,16 +345,19 @@ pub fn attention(
             ),
         });
     }
-    let layout = Layout::new(plan);
     let out = SharedOut::new(&mut args.out);
     let scratch = SharedMut(scratch.as_mut_ptr());
     let (q, k, v) = (Rows::of(&args.q), Rows::of(&args.k), Rows::of(&args.v));
+    if let Some(kernel) = plan.int8 {
+        return int8::Run { plan, kernel, q, k, v, out, scratch }.run(pool);
+    }
+    let layout = Layout::new(plan);
     pool.run(plan.tasks(), &|task, worker| {
         // SAFETY: worker < threads, so its part lies in the scratch, and no two tasks that run
         // at once have the same worker number.
         let scratch = unsafe { scratch.get().add(worker * layout.len) };
         let block = task % plan.blocks;
-        let first = block * plan.vectors * LANES;
+        let first = block * plan.units * LANES;
         plan.level.dispatch(Task {
             plan,
             layout: &layout,
@@ -303,7 +368,7 @@ pub fn attention(
             scratch,
             head: task / plan.blocks,
             first,
-            queries: (plan.shape.queries - first).min(plan.vectors * LANES),
+            queries: (plan.shape.queries - first).min(plan.units * LANES),
         });
     })
     .map_err(|source| StepError::Worker { step: STEP, source })
@@ -347,7 +412,7 @@ impl Kernel for Task<'_> {
         let layout = self.layout;
         let vectors = self.queries.div_ceil(LANES);
         // SAFETY: the fields' promises; every offset below is one of `Layout`'s and every
-        // count stays within what it was sized for: vectors <= plan.vectors and keys <=
+        // count stays within what it was sized for: vectors <= plan.units and keys <=
         // KEY_BLOCK.
         unsafe {
             self.load_queries(s, vectors);
@@ -378,13 +443,13 @@ impl Kernel for Task<'_> {
 /// The parts of a task.
 ///
 /// # Safety
-/// Of every method: the promises of [`Task`], with at most `plan.vectors` vectors of queries
+/// Of every method: the promises of [`Task`], with at most `plan.units` vectors of queries
 /// and [`KEY_BLOCK`] keys.
 impl Task<'_> {
     /// Queries of a full task; rows of scores are this long.
     #[inline(always)]
     const fn width(&self) -> usize {
-        self.plan.vectors * LANES
+        self.plan.units * LANES
     }
 
     /// Transposes the queries into vectors of sixteen, scaled; missing ones are zero.

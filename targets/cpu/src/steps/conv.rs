@@ -8,151 +8,28 @@
 //! no pass for a norm. A 1x1 convolution and a Linear layer (`h = 1`, `w = rows`) are the same
 //! step without a halo.
 //!
-//! The sum over K runs in the order (ky, kx, c) with fused multiply-adds, so results are the
-//! same bits on every instruction set and for any number of threads; see
-//! [`naive`](crate::naive) for the definition as plain loops.
+//! In floating point the sum over K runs in the order (ky, kx, c) with fused multiply-adds. With
+//! int8 weights ([`Weights::I8`]) the input is quantized as it is read and the sum is an exact
+//! integer. Either way results are the same bits on every instruction set and for any number of
+//! threads; see [`naive`](crate::naive) for the definitions as plain loops.
 
 use half::f16;
+use latile_runtime::graph::QuantRange;
 
-use super::conv_band::Band;
-use super::conv_tile::{Epilogue, Read, TileJob, Write};
-use super::norm::SumsLayout;
+use super::conv_band::{Band, Bytes, Cells, Floats};
+use super::conv_epilogue::{Dequantize, Epilogue, Read, Write};
+pub use super::conv_plan::ConvPlan;
+use super::conv_plan::{Family, round_up};
+pub use super::conv_shape::{ConvShape, MAX_KERNEL_ROWS};
+use super::conv_tile::TileJob;
 use super::{Output, SharedMut, Source, StepError, check_len};
-use crate::isa::Level;
-use crate::pool::Pool;
-use crate::registry::{self, MatmulKernel, WeightType};
+use crate::pool::{Pool, PoolError};
+use crate::registry::{self, WeightType};
 
-const STEP: &str = "convolution";
+pub(super) const STEP: &str = "convolution";
 
 /// The most tensors that one convolution concatenates.
 pub const MAX_SEGMENTS: usize = 4;
-
-/// The most rows of a kernel.
-pub const MAX_KERNEL_ROWS: usize = 16;
-
-/// The shape of a convolution; see [`ConvPlan`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvShape {
-    /// Input height, before upsampling.
-    pub h: usize,
-    /// Input width, before upsampling.
-    pub w: usize,
-    /// Input channels, of all segments together.
-    pub c: usize,
-    /// Output channels.
-    pub n: usize,
-    /// Kernel height and width.
-    pub kernel: [usize; 2],
-    /// Vertical and horizontal stride.
-    pub stride: [usize; 2],
-    /// Zeros above, left, below and right; inserted after norm, activation and upsampling.
-    pub pads: [usize; 4],
-    /// Whether each input pixel is read as a 2x2 block of equal pixels.
-    pub upsample: bool,
-}
-
-impl ConvShape {
-    /// A Linear layer over `rows` vectors of `c` features.
-    pub const fn linear(rows: usize, c: usize, n: usize) -> Self {
-        ConvShape {
-            h: 1,
-            w: rows,
-            c,
-            n,
-            kernel: [1, 1],
-            stride: [1, 1],
-            pads: [0; 4],
-            upsample: false,
-        }
-    }
-
-    /// A `k`x`k` convolution of stride 1 that keeps the size (`k` odd).
-    pub const fn same(h: usize, w: usize, c: usize, n: usize, k: usize) -> Self {
-        ConvShape { h, w, c, n, kernel: [k, k], stride: [1, 1], pads: [k / 2; 4], upsample: false }
-    }
-
-    /// Height and width of the input as the kernel sees it, without padding.
-    pub const fn seen(&self) -> [usize; 2] {
-        if self.upsample { [2 * self.h, 2 * self.w] } else { [self.h, self.w] }
-    }
-
-    /// Output height and width.
-    pub const fn out(&self) -> [usize; 2] {
-        let [h, w] = self.seen();
-        [
-            (h + self.pads[0] + self.pads[2] - self.kernel[0]) / self.stride[0] + 1,
-            (w + self.pads[1] + self.pads[3] - self.kernel[1]) / self.stride[1] + 1,
-        ]
-    }
-
-    /// Elements of the output.
-    pub const fn out_len(&self) -> usize {
-        let [h, w] = self.out();
-        h * w * self.n
-    }
-
-    /// Multiply-adds.
-    pub const fn macs(&self) -> u64 {
-        self.out_len() as u64 * (self.kernel[0] * self.kernel[1] * self.c) as u64
-    }
-
-    /// Elements of the packed weight: `[ceil(n / 16)][kh][kw][c][16]`.
-    pub const fn packed_len(&self) -> usize {
-        self.n.div_ceil(16) * self.kernel[0] * self.kernel[1] * self.c * 16
-    }
-
-    fn check(&self) -> Result<(), StepError> {
-        let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
-        let sides = [
-            self.h,
-            self.w,
-            self.c,
-            self.n,
-            self.kernel[0],
-            self.kernel[1],
-            self.stride[0],
-            self.stride[1],
-        ];
-        if sides.contains(&0) {
-            return refuse(format!("{self:?} has a zero extent"));
-        }
-        // Far above any picture, and small enough that the products below stay in usize.
-        const SIDE: usize = 1 << 20;
-        if sides.iter().chain(&self.pads).any(|&x| x > SIDE) {
-            return refuse(format!("{self:?} has an extent over {SIDE}"));
-        }
-        if self.kernel[0] > MAX_KERNEL_ROWS {
-            return refuse(format!(
-                "a kernel of {} rows; {MAX_KERNEL_ROWS} are the most",
-                self.kernel[0]
-            ));
-        }
-        let [h, w] = self.seen();
-        if h + self.pads[0] + self.pads[2] < self.kernel[0]
-            || w + self.pads[1] + self.pads[3] < self.kernel[1]
-        {
-            return refuse(format!(
-                "a kernel of {}x{} does not fit the padded input of {}x{}",
-                self.kernel[0],
-                self.kernel[1],
-                h + self.pads[0] + self.pads[2],
-                w + self.pads[1] + self.pads[3],
-            ));
-        }
-        // 16 TiB: sums of a few such products stay far below isize::MAX.
-        let fits = |xs: &[usize]| {
-            let bytes = xs.iter().try_fold(4_usize, |a, &x| a.checked_mul(x));
-            bytes.is_some_and(|b| b <= 1 << 44)
-        };
-        let [oh, ow] = self.out();
-        let k = [self.kernel[0], self.kernel[1], self.c, self.n + 15];
-        let padded = [h + self.pads[0] + self.pads[2], w + self.pads[1] + self.pads[3], self.c];
-        if !fits(&padded) || !fits(&[oh, ow, self.n]) || !fits(&k) {
-            return refuse(format!("{self:?} does not fit the address space"));
-        }
-        Ok(())
-    }
-}
 
 /// What is applied to the input after its norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -184,23 +61,25 @@ pub enum Weights<'a> {
     F32(&'a [f32]),
     /// Half precision, widened exactly as it is used.
     F16(&'a [f16]),
+    /// Integers, packed otherwise.
+    I8(Int8Weights<'a>),
 }
 
-impl Weights<'_> {
-    /// The element type.
-    pub const fn dtype(&self) -> WeightType {
-        match self {
-            Weights::F32(_) => WeightType::F32,
-            Weights::F16(_) => WeightType::F16,
-        }
-    }
-
-    const fn len(&self) -> usize {
-        match self {
-            Weights::F32(x) => x.len(),
-            Weights::F16(x) => x.len(),
-        }
-    }
+/// The weights of an int8 layer, and what its input becomes and its sums are worth; see
+/// [`Quant`](latile_runtime::graph::Quant).
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Weights<'a> {
+    /// `[ceil(n / 16)][kh][kw][ceil(c / 4)][16][4]`; the file's
+    /// [`Packed16x4`](latile_runtime::graph::Layout::Packed16x4).
+    pub packed: &'a [i8],
+    /// What one step of a weight is worth, per output channel.
+    pub scale: &'a [f32],
+    /// The sum of each output channel's weights.
+    pub sum: &'a [i32],
+    /// What each input channel is multiplied by first.
+    pub input_scale: Option<&'a [f32]>,
+    /// Scale and zero point of the input.
+    pub range: QuantRange,
 }
 
 /// What is added to the result.
@@ -238,177 +117,13 @@ pub struct ConvArgs<'a> {
     pub sums: Option<&'a mut [f64]>,
 }
 
-/// How a convolution of one shape is computed on one instruction set.
-///
-/// The partition of the output and with it the order of all sums depend on the shape alone.
-#[derive(Clone, Copy, Debug)]
-pub struct ConvPlan {
-    shape: ConvShape,
-    level: Level,
-    kernel: &'static MatmulKernel,
-    pub(super) blocking: Blocking,
-}
-
-/// The partition of one convolution; see [`ConvPlan::new`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Blocking {
-    /// Whether the whole padded input is prepared first and tasks divide the output channels
-    /// (small maps with large weights), or each task prepares a band of rows of its own.
-    pub(super) whole: bool,
-    /// Output columns of a task.
-    pub(super) cols: usize,
-    /// Output rows of a task.
-    pub(super) rows: usize,
-    /// Output rows computed at once; divides the task's rows but for the last.
-    pub(super) step: usize,
-    /// Rows of the band, a ring.
-    pub(super) ring: usize,
-    /// Columns of the band.
-    pub(super) band_cols: usize,
-    /// Output channels of a task, a multiple of 16 but for the last.
-    pub(super) channels: usize,
-    /// The longest stretch of K that is summed before moving to the next tile.
-    pub(super) k_block: usize,
-}
-
-/// Bytes of a padded f32 input, and pixels of the output, up to which it is prepared whole.
-const WHOLE_LIMIT: usize = 1 << 20;
-const WHOLE_PIXELS: usize = 512;
-/// Panels of output channels from which on there are enough tasks of [`TASK_CHANNELS`].
-const WHOLE_PANELS: usize = 8;
-/// Bytes of a band that a task should stay below: with a stretch of the weights it fits the
-/// second-level cache of a large core.
-const BAND_LIMIT: usize = 640 << 10;
-/// Output columns of a task where channels are few.
-const COLS: usize = 64;
-/// Pixels that share one pass over the weights.
-const STEP_PIXELS: usize = 128;
-/// Output channels of a task of a small map, when there are enough of them.
-const TASK_CHANNELS: usize = 32;
-
-impl Blocking {
-    fn new(shape: &ConvShape) -> Self {
-        let [oh, ow] = shape.out();
-        let [kh, kw] = shape.kernel;
-        let [sy, sx] = shape.stride;
-        let padded_rows = (oh - 1) * sy + kh;
-        let padded_cols = (ow - 1) * sx + kw;
-        let bytes = padded_rows.saturating_mul(padded_cols).saturating_mul(4 * shape.c);
-        let panels = shape.n.div_ceil(16);
-        // Of two panels 256 KiB: the second-level cache holds them and a band.
-        let k_block = 2048;
-        if bytes <= WHOLE_LIMIT && oh * ow <= WHOLE_PIXELS && panels >= WHOLE_PANELS {
-            let step = (STEP_PIXELS / ow).clamp(1, oh);
-            return Blocking {
-                whole: true,
-                cols: ow,
-                rows: oh,
-                step,
-                ring: padded_rows,
-                band_cols: padded_cols,
-                channels: TASK_CHANNELS,
-                k_block,
-            };
-        }
-        let row_limit = (BAND_LIMIT / (4 * shape.c * kh)).saturating_sub(kw) / sx;
-        let limit = row_limit.clamp(16, COLS);
-        let cols = ow.div_ceil(ow.div_ceil(limit));
-        let rows = oh.div_ceil(16).clamp(4, 16).min(oh);
-        let pixel_bytes = 4 * shape.c * ((cols - 1) * sx + kw);
-        let mut step = (STEP_PIXELS / cols).clamp(1, rows);
-        while step > 1 && ((step - 1) * sy + kh) * pixel_bytes > BAND_LIMIT {
-            step -= 1;
-        }
-        Blocking {
-            whole: false,
-            cols,
-            rows,
-            step,
-            ring: (step - 1) * sy + kh,
-            band_cols: (cols - 1) * sx + kw,
-            channels: shape.n,
-            k_block,
-        }
-    }
-}
-
-impl ConvPlan {
-    /// Plans a convolution: chooses the micro-kernel of the level and the partition.
-    ///
-    /// # Errors
-    /// [`StepError::Shape`] when the shape has a zero extent, a kernel larger than the padded
-    /// input, or does not fit the address space.
-    pub fn new(shape: ConvShape, weights: WeightType, level: Level) -> Result<Self, StepError> {
-        shape.check()?;
-        Ok(ConvPlan {
-            shape,
-            level,
-            kernel: registry::matmul(level, weights),
-            blocking: Blocking::new(&shape),
-        })
-    }
-
-    /// The shape.
-    pub const fn shape(&self) -> &ConvShape {
-        &self.shape
-    }
-
-    /// The micro-kernel's name, for reports.
-    pub const fn kernel_name(&self) -> &'static str {
-        self.kernel.name
-    }
-
-    /// The layout of the channel sums that this convolution writes.
-    pub const fn sums(&self) -> SumsLayout {
-        let [oh, ow] = self.shape.out();
-        let blocks = oh.div_ceil(self.blocking.rows) * ow.div_ceil(self.blocking.cols);
-        SumsLayout { blocks, channels: self.shape.n, pixels: oh * ow }
-    }
-
-    /// `f32` elements of scratch that [`conv2d`] needs with a pool of `threads`.
-    pub fn scratch_len(&self, threads: usize) -> usize {
-        let b = &self.blocking;
-        let band = round_up(b.ring * b.band_cols * self.shape.c);
-        let own = self.tile_len() + self.widened_len();
-        if b.whole { band + threads * own } else { threads * (band + own) }
-    }
-
-    /// Elements of one worker's accumulator tile.
-    fn tile_len(&self) -> usize {
-        let b = &self.blocking;
-        round_up(b.step * b.cols * 16 * self.kernel.panels)
-    }
-
-    /// Elements of one worker's widened weights.
-    fn widened_len(&self) -> usize {
-        let depth = self.shape.kernel[0] * self.shape.kernel[1] * self.shape.c;
-        if self.kernel.widen {
-            depth.min(self.blocking.k_block) * 16 * self.kernel.panels
-        } else {
-            0
-        }
-    }
-
-    /// Tasks that one run is divided into.
-    pub const fn tasks(&self) -> usize {
-        let [oh, ow] = self.shape.out();
-        let b = &self.blocking;
-        oh.div_ceil(b.rows) * ow.div_ceil(b.cols) * self.shape.n.div_ceil(b.channels)
-    }
-}
-
-/// Rounds up to a 64-byte cache line of `f32`.
-const fn round_up(elements: usize) -> usize {
-    elements.div_ceil(16) * 16
-}
-
 /// Runs one convolution. `scratch` needs [`ConvPlan::scratch_len`] elements (more are left
 /// alone; start it on a 64-byte boundary for speed); its contents before do not matter.
 ///
 /// # Errors
 /// [`StepError::Length`] when an operand does not have the size that the shape says,
-/// [`StepError::Shape`] when the segments do not add up, [`StepError::Worker`] when a worker
-/// panicked.
+/// [`StepError::Shape`] when the segments do not add up or the weights are not of the plan's type,
+/// [`StepError::Worker`] when a worker panicked.
 pub fn conv2d(
     plan: &ConvPlan,
     pool: &Pool,
@@ -416,16 +131,13 @@ pub fn conv2d(
     scratch: &mut [f32],
 ) -> Result<(), StepError> {
     check(plan, pool, &args, scratch)?;
-    let shape = &plan.shape;
-    let b = &plan.blocking;
-    let [oh, ow] = shape.out();
-    let band =
-        Band { shape, segments: args.segments, activation: args.activation, level: plan.level };
     let out = match args.out {
         Output::F32(x) => Write::F32(x.as_mut_ptr()),
         Output::F16(x) => Write::F16(x.as_mut_ptr()),
     };
     let epilogue = Epilogue {
+        n: plan.shape.n,
+        dequantize: None,
         bias: args.bias,
         add: args.add,
         residual: match (args.residual, out) {
@@ -438,133 +150,226 @@ pub fn conv2d(
         output_scale: args.output_scale,
         out,
     };
-    let (weights, weight_size) = match args.weights {
-        Weights::F32(x) => (Shared(x.as_ptr().cast::<u8>()), 4),
-        Weights::F16(x) => (Shared(x.as_ptr().cast::<u8>()), 2),
+    let (head, rest) = scratch.split_at_mut(plan.head_len());
+    let common = Run {
+        plan,
+        pool,
+        segments: args.segments,
+        activation: args.activation,
+        epilogue,
+        weights: Shared(std::ptr::null()),
+        sums: args.sums.map(|x| SharedMut(x.as_mut_ptr())),
+        direct: None,
+        scratch: SharedMut(rest.as_mut_ptr()),
     };
-    let sums = args.sums.map(|x| SharedMut(x.as_mut_ptr()));
-    let direct = direct(plan, &args.segments[0], args.activation).map(|x| Shared(x.as_ptr()));
-    let band_len = round_up(b.ring * b.band_cols * shape.c);
-    let tile_len = plan.tile_len();
-    // What a worker has of its own beside a band: accumulators, then widened weights.
-    let own_len = tile_len + plan.widened_len();
-    let widened = plan.kernel.widen.then(|| registry::matmul(plan.level, WeightType::F32));
-    let scratch = SharedMut(scratch.as_mut_ptr());
-    let band_row = b.band_cols * shape.c;
-    let col_blocks = ow.div_ceil(b.cols);
-    let row_blocks = oh.div_ceil(b.rows);
-
-    // One task's part of the output, once its panels and the place of its band are known.
-    let job = |y: [usize; 2], x: [usize; 2], panels: [usize; 2], acc: *mut f32| TileJob {
-        shape,
-        kernel: plan.kernel,
-        epilogue: &epilogue,
-        band: std::ptr::null(),
-        band_row,
-        ring: b.ring,
-        y,
-        x,
-        panels,
-        weights: weights.get(),
-        weight_size,
-        k_block: b.k_block,
-        sums: None,
-        acc,
-        // SAFETY: the widened weights follow the accumulators in the checked scratch.
-        widened: widened.map(|kernel| (kernel, unsafe { acc.add(tile_len) })),
-    };
-    // The sums of one block, cleared where a task begins it.
-    let block_sums = |block: usize, channels: [usize; 2]| {
-        sums.map(|p| {
-            // SAFETY: the block lies in the checked slice, and the channels are this task's.
-            unsafe {
-                let block = p.get().add(block * 2 * shape.n);
-                let count = channels[1] - channels[0];
-                std::ptr::write_bytes(block.add(channels[0]), 0, count);
-                std::ptr::write_bytes(block.add(shape.n + channels[0]), 0, count);
-                block
+    let direct = || direct(plan, &args.segments[0], args.activation).map(|x| Shared(x.as_ptr()));
+    let outcome = match (args.weights, plan.family) {
+        (Weights::F32(x), _) => {
+            let weights = Shared(x.as_ptr().cast());
+            Run { weights, direct: direct(), ..common }.run(Floats)
+        }
+        (Weights::F16(x), _) => {
+            let weights = Shared(x.as_ptr().cast());
+            Run { weights, direct: direct(), ..common }.run(Floats)
+        }
+        (Weights::I8(x), family) => {
+            let signed = matches!(family, Family::Int8(kernel) if kernel.signed);
+            let zero = i32::from(x.range.zero_point) - if signed { 128 } else { 0 };
+            let (factor, dequantize) = fill_head(plan, &x, zero, head);
+            let weights = Shared(x.packed.as_ptr().cast());
+            let epilogue = Epilogue { dequantize: Some(dequantize), ..epilogue };
+            let run = Run { weights, epilogue, ..common };
+            if signed {
+                run.run(Bytes::<true> { factor, zero })
+            } else {
+                run.run(Bytes::<false> { factor, zero })
             }
-        })
+        }
     };
-    let panels = shape.n.div_ceil(16);
+    outcome.map_err(|source| StepError::Worker { step: STEP, source })
+}
 
-    let outcome = if b.whole {
-        let filled = match direct {
-            Some(_) => Ok(()),
-            None => pool.run(b.ring, &|v, _| {
-                // SAFETY: each task writes a row of its own.
-                let row = unsafe {
-                    std::slice::from_raw_parts_mut(scratch.get().add(v * band_row), band_row)
-                };
-                band.fill_row(v, 0, row);
-            }),
+/// Computes what an int8 layer needs for each channel: the factors of its input, and what its sums of
+/// products with bytes of which `zero` stands for 0 are worth.
+fn fill_head<'a>(
+    plan: &ConvPlan,
+    weights: &Int8Weights<'_>,
+    zero: i32,
+    head: &'a mut [f32],
+) -> (&'a [f32], Dequantize<'a>) {
+    let (factor, rest) = head.split_at_mut(round_up(plan.shape.c));
+    let (correction, worth) = rest.split_at_mut(round_up(plan.shape.n));
+    let correction: &mut [i32] = bytemuck::cast_slice_mut(correction);
+    let inverse = 1.0 / weights.range.scale;
+    factor.fill(inverse);
+    for (factor, scale) in factor.iter_mut().zip(weights.input_scale.into_iter().flatten()) {
+        *factor *= scale;
+    }
+    correction.fill(0);
+    for (correction, sum) in correction.iter_mut().zip(weights.sum) {
+        *correction = zero.wrapping_mul(*sum);
+    }
+    worth.fill(0.0);
+    for (worth, scale) in worth.iter_mut().zip(weights.scale) {
+        *worth = weights.range.scale * scale;
+    }
+    (factor, Dequantize { correction, worth })
+}
+
+/// A checked convolution.
+struct Run<'a> {
+    plan: &'a ConvPlan,
+    pool: &'a Pool,
+    segments: &'a [Segment<'a>],
+    activation: Activation,
+    epilogue: Epilogue<'a>,
+    weights: Shared<u8>,
+    sums: Option<SharedMut<f64>>,
+    /// The input, where it is read without a band.
+    direct: Option<Shared<f32>>,
+    /// Bands, sums and prepared weights.
+    scratch: SharedMut<f32>,
+}
+
+impl Run<'_> {
+    fn run<C: Cells>(&self, cells: C) -> Result<(), PoolError> {
+        let (plan, shape) = (self.plan, &self.plan.shape);
+        let b = &plan.blocking;
+        let [oh, ow] = shape.out();
+        let [kh, kw] = shape.kernel;
+        let [sy, sx] = shape.stride;
+        let band = Band {
+            shape,
+            segments: self.segments,
+            activation: self.activation,
+            level: plan.level,
+            cells,
         };
-        let task_panels = b.channels / 16;
-        filled.and_then(|()| {
-            pool.run(panels.div_ceil(task_panels), &|task, worker| {
-                let from = task * task_panels;
-                let to = panels.min(from + task_panels);
-                let block = block_sums(0, [16 * from, shape.n.min(16 * to)]);
-                // SAFETY: within the checked scratch; each worker has its own tile.
-                let acc = unsafe { scratch.get().add(band_len + worker * own_len) };
-                let mut y = 0;
-                while y < oh {
-                    let end = oh.min(y + b.step);
-                    plan.level.dispatch(TileJob {
-                        band: direct.map_or(scratch.get().cast_const(), Shared::get),
-                        sums: block,
-                        ..job([y, end], [0, ow], [from, to], acc)
-                    });
-                    y = end;
-                }
-            })
-        })
-    } else {
-        pool.run(row_blocks * col_blocks, &|task, worker| {
-            let y = [task / col_blocks * b.rows, oh.min((task / col_blocks + 1) * b.rows)];
-            let x = [task % col_blocks * b.cols, ow.min((task % col_blocks + 1) * b.cols)];
-            let block = block_sums(task, [0, shape.n]);
+        let units = plan.units();
+        let band_row = b.band_cols * units;
+        let band_len = plan.band_len();
+        let own_len = plan.own_len();
+        // The first `pixels` of a slot of a band.
+        let fill = |base: SharedMut<f32>, v: usize, x: usize, pixels: usize| {
+            let cells = pixels * cells.pitch(shape.c);
+            // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now.
+            let slot = unsafe {
+                let slot = base.get().add(v % b.ring * band_row);
+                std::slice::from_raw_parts_mut(slot.cast::<C::Cell>(), cells)
+            };
+            band.fill_row(v, x, slot);
+        };
+        let shared_band = b.whole && self.direct.is_none();
+        if shared_band {
+            // Each task writes a row of its own.
+            self.pool.run(b.ring, &|v, _| fill(self.scratch, v, 0, b.band_cols))?;
+        }
+        let panels = shape.n.div_ceil(16);
+        let task_panels = b.channels.div_ceil(16);
+        let parts = panels.div_ceil(task_panels);
+        let col_blocks = ow.div_ceil(b.cols);
+        let row_blocks = oh.div_ceil(b.rows);
+        let widened = matches!(plan.family, Family::Float(kernel) if kernel.widen)
+            .then(|| registry::matmul(plan.level, WeightType::F32));
+        self.pool.run(row_blocks * col_blocks * parts, &|task, worker| {
+            let (block, part) = (task / parts, task % parts);
+            let (row_block, col_block) = (block / col_blocks, block % col_blocks);
+            let y = [row_block * b.rows, oh.min((row_block + 1) * b.rows)];
+            let x = [col_block * b.cols, ow.min((col_block + 1) * b.cols)];
+            let panels = [part * task_panels, panels.min((part + 1) * task_panels)];
+            let sums = self.block_sums(block, [16 * panels[0], shape.n.min(16 * panels[1])]);
             // SAFETY: within the checked scratch; each worker has its own part.
-            let own = unsafe { scratch.get().add(worker * (band_len + own_len)) };
-            // SAFETY: as above.
-            let acc = unsafe { own.add(band_len) };
-            // Columns that this task's pixels need; the last task of a row may need fewer.
-            let used = (x[1] - x[0] - 1) * shape.stride[1] + shape.kernel[1];
-            let mut filled = y[0] * shape.stride[0];
+            let (own, acc, prepared) = unsafe {
+                let (bands, mine) = if b.whole { (1, 0) } else { (self.pool.threads(), worker) };
+                let own = self.scratch.get().add(mine * band_len);
+                let acc = self.scratch.get().add(bands * band_len + worker * own_len);
+                (SharedMut(own), acc, acc.add(plan.tile_len()))
+            };
+            // SAFETY: the pixel of column x[0], in the checked input or in a shared band.
+            let (source, source_row, ring) = unsafe {
+                match self.direct {
+                    Some(input) => {
+                        (input.get().add(x[0] * sx * units), shape.w * units, usize::MAX)
+                    }
+                    None if b.whole => {
+                        (own.get().cast_const().add(x[0] * sx * units), band_row, b.ring)
+                    }
+                    None => (own.get().cast_const(), band_row, b.ring),
+                }
+            };
+            let mut filled = 0;
             let mut row = y[0];
             while row < y[1] {
                 let end = y[1].min(row + b.step);
-                let common = job([row, end], x, [0, panels], acc);
-                if let Some(input) = direct {
-                    plan.level.dispatch(TileJob {
-                        // SAFETY: a pixel of the checked input.
-                        band: unsafe { input.get().add(x[0] * shape.stride[1] * shape.c) },
-                        band_row: shape.w * shape.c,
-                        ring: usize::MAX,
-                        sums: block,
-                        ..common
-                    });
-                } else {
-                    let needed = (end - 1) * shape.stride[0] + shape.kernel[0];
-                    filled = filled.max(row * shape.stride[0]);
-                    while filled < needed {
-                        // SAFETY: a slot of this worker's band, `used <= band_cols`.
-                        let slot = unsafe {
-                            std::slice::from_raw_parts_mut(
-                                own.add(filled % b.ring * band_row),
-                                used * shape.c,
-                            )
-                        };
-                        band.fill_row(filled, x[0], slot);
+                if self.direct.is_none() && !b.whole {
+                    // Columns that this task's pixels need; the last task of a row may need fewer.
+                    let used = (x[1] - x[0] - 1) * sx + kw;
+                    filled = filled.max(row * sy);
+                    while filled < (end - 1) * sy + kh {
+                        fill(own, filled, x[0], used);
                         filled += 1;
                     }
-                    plan.level.dispatch(TileJob { band: own, sums: block, ..common });
                 }
+                plan.level.dispatch(TileJob {
+                    shape,
+                    family: plan.family,
+                    epilogue: &self.epilogue,
+                    band: source.cast(),
+                    pixel: units,
+                    band_row: source_row,
+                    ring,
+                    y: [row, end],
+                    x,
+                    panels,
+                    weights: self.weights.get(),
+                    k_block: b.k_block,
+                    sums,
+                    acc: acc.cast(),
+                    widened,
+                    prepared: prepared.cast(),
+                });
                 row = end;
             }
         })
-    };
-    outcome.map_err(|source| StepError::Worker { step: STEP, source })
+    }
+
+    /// The sums of one block, those of these channels cleared.
+    fn block_sums(&self, block: usize, channels: [usize; 2]) -> Option<*mut f64> {
+        let n = self.plan.shape.n;
+        self.sums.map(|p| {
+            // SAFETY: the block lies in the checked slice, and the channels are this task's.
+            unsafe {
+                let block = p.get().add(block * 2 * n);
+                let count = channels[1] - channels[0];
+                std::ptr::write_bytes(block.add(channels[0]), 0, count);
+                std::ptr::write_bytes(block.add(n + channels[0]), 0, count);
+                block
+            }
+        })
+    }
+}
+
+/// Shows `see` what a convolution's kernel reads, before upsampling, quantization and padding: the
+/// concatenated, normalised and activated input, row by row from the top, `[w, c]` each. Allocates.
+///
+/// # Errors
+/// [`StepError`] as [`conv2d`] for segments that do not suit the shape.
+pub fn observe(
+    plan: &ConvPlan,
+    segments: &[Segment<'_>],
+    activation: Activation,
+    see: &mut dyn FnMut(&[f32]),
+) -> Result<(), StepError> {
+    check_segments(&plan.shape, segments)?;
+    let shape =
+        ConvShape { kernel: [1, 1], stride: [1, 1], pads: [0; 4], upsample: false, ..plan.shape };
+    let band = Band { shape: &shape, segments, activation, level: plan.level, cells: Floats };
+    let mut row = vec![0.0; shape.w * shape.c];
+    for y in 0..shape.h {
+        band.fill_row(y, 0, &mut row);
+        see(&row);
+    }
+    Ok(())
 }
 
 /// A pointer that tasks only read through.
@@ -601,6 +406,30 @@ fn direct<'a>(plan: &ConvPlan, segment: &Segment<'a>, activation: Activation) ->
     }
 }
 
+/// Checks the tensors that a convolution reads.
+fn check_segments(shape: &ConvShape, segments: &[Segment<'_>]) -> Result<(), StepError> {
+    let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
+    if segments.is_empty() || segments.len() > MAX_SEGMENTS {
+        return refuse(format!(
+            "{} input segments; 1 to {MAX_SEGMENTS} can be concatenated",
+            segments.len()
+        ));
+    }
+    let channels: usize = segments.iter().map(|s| s.channels).sum();
+    if channels != shape.c || segments.iter().any(|s| s.channels == 0) {
+        return refuse(format!("the segments have {channels} channels, the shape {}", shape.c));
+    }
+    for segment in segments {
+        let expected = shape.h * shape.w * segment.channels;
+        check_len(STEP, "input", segment.data.len(), expected)?;
+        if let Some((scale, shift)) = segment.norm {
+            check_len(STEP, "norm scale", scale.len(), segment.channels)?;
+            check_len(STEP, "norm shift", shift.len(), segment.channels)?;
+        }
+    }
+    Ok(())
+}
+
 /// Checks every operand's length.
 fn check(
     plan: &ConvPlan,
@@ -610,32 +439,25 @@ fn check(
 ) -> Result<(), StepError> {
     let shape = &plan.shape;
     let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
-    if args.segments.is_empty() || args.segments.len() > MAX_SEGMENTS {
-        return refuse(format!(
-            "{} input segments; 1 to {MAX_SEGMENTS} can be concatenated",
-            args.segments.len()
-        ));
-    }
-    let channels: usize = args.segments.iter().map(|s| s.channels).sum();
-    if channels != shape.c || args.segments.iter().any(|s| s.channels == 0) {
-        return refuse(format!("the segments have {channels} channels, the shape {}", shape.c));
-    }
-    for segment in args.segments {
-        let expected = shape.h * shape.w * segment.channels;
-        check_len(STEP, "input", segment.data.len(), expected)?;
-        if let Some((scale, shift)) = segment.norm {
-            check_len(STEP, "norm scale", scale.len(), segment.channels)?;
-            check_len(STEP, "norm shift", shift.len(), segment.channels)?;
+    check_segments(shape, args.segments)?;
+    let packed = shape.n.div_ceil(16) * plan.depth() * 16;
+    match (args.weights, plan.family) {
+        (Weights::F32(w), Family::Float(k)) if k.weights == WeightType::F32 => {
+            check_len(STEP, "weights", w.len(), packed)?;
         }
+        (Weights::F16(w), Family::Float(k)) if k.weights == WeightType::F16 => {
+            check_len(STEP, "weights", w.len(), packed)?;
+        }
+        (Weights::I8(w), Family::Int8(_)) => {
+            check_len(STEP, "weights", w.packed.len(), 4 * packed)?;
+            check_len(STEP, "weight scale", w.scale.len(), shape.n)?;
+            check_len(STEP, "weight sum", w.sum.len(), shape.n)?;
+            if let Some(scale) = w.input_scale {
+                check_len(STEP, "input scale", scale.len(), shape.c)?;
+            }
+        }
+        _ => return refuse(format!("weights of a type that {} does not read", plan.kernel_name())),
     }
-    if args.weights.dtype() != plan.kernel.weights {
-        return refuse(format!(
-            "weights of {:?}, but the plan is for {:?}",
-            args.weights.dtype(),
-            plan.kernel.weights
-        ));
-    }
-    check_len(STEP, "weights", args.weights.len(), shape.packed_len())?;
     if let Some(bias) = args.bias {
         check_len(STEP, "bias", bias.len(), shape.n)?;
     }

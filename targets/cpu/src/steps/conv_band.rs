@@ -1,5 +1,5 @@
 //! The prologue of a convolution: rows of the input, normalised, activated, upsampled, padded
-//! and widened to `f32`, `[band columns][c]`.
+//! and widened to `f32` or quantized to bytes, `[band columns][pitch]`.
 
 use half::f16;
 
@@ -7,55 +7,130 @@ use super::Source;
 use super::conv::{Activation, ConvShape, Segment};
 use super::element::Element;
 use crate::isa::Level;
+use crate::kernels::dot::GROUP;
 use crate::simd::{Kernel, LANES, Simd, math};
+
+/// What a band holds: one cell for each channel of a pixel.
+pub(super) trait Cells: Copy + Sync {
+    /// A channel of a pixel.
+    type Cell: Copy;
+
+    /// Cells from one pixel to the next, for `c` channels; what is between is not read, or
+    /// multiplied by zeros.
+    fn pitch(self, c: usize) -> usize;
+
+    /// What padding holds.
+    fn padding(self) -> Self::Cell;
+
+    /// Whether every channel is stored alike, so that pixels without gaps are one run.
+    const ALIKE: bool;
+
+    /// Stores up to sixteen channels, from number `channel` on.
+    fn put<S: Simd>(self, s: S, v: S::F, channel: usize, to: &mut [Self::Cell]);
+}
+
+/// Single precision.
+#[derive(Clone, Copy)]
+pub(super) struct Floats;
+
+impl Cells for Floats {
+    type Cell = f32;
+    const ALIKE: bool = true;
+    fn pitch(self, c: usize) -> usize {
+        c
+    }
+    fn padding(self) -> f32 {
+        0.0
+    }
+    #[inline(always)]
+    fn put<S: Simd>(self, s: S, v: S::F, _: usize, to: &mut [f32]) {
+        s.store_slice(v, to);
+    }
+}
+
+/// Bytes: `round(v * factor[channel]) + zero`, saturated. `SIGNED` ones are less by 128, and so
+/// is their `zero`.
+#[derive(Clone, Copy)]
+pub(super) struct Bytes<'a, const SIGNED: bool> {
+    /// At least one a channel.
+    pub(super) factor: &'a [f32],
+    /// What 0 becomes: 0..=255, or -128..=127.
+    pub(super) zero: i32,
+}
+
+impl<const SIGNED: bool> Cells for Bytes<'_, SIGNED> {
+    type Cell = u8;
+    const ALIKE: bool = false;
+    fn pitch(self, c: usize) -> usize {
+        c.next_multiple_of(GROUP)
+    }
+    fn padding(self) -> u8 {
+        self.zero.to_le_bytes()[0]
+    }
+    #[inline(always)]
+    fn put<S: Simd>(self, s: S, v: S::F, channel: usize, to: &mut [u8]) {
+        debug_assert!(channel + to.len() <= self.factor.len());
+        let factor = if to.len() == LANES {
+            // SAFETY: there is a factor for every channel, and so for these sixteen.
+            unsafe { s.load(self.factor.as_ptr().add(channel)) }
+        } else {
+            s.load_slice(&self.factor[channel..])
+        };
+        let v = s.mul(v, factor);
+        s.quantize_slice::<SIGNED>(v, self.zero, to);
+    }
+}
 
 /// What the rows of a band are made from.
 #[derive(Clone, Copy)]
-pub(super) struct Band<'a> {
+pub(super) struct Band<'a, C> {
     pub(super) shape: &'a ConvShape,
     pub(super) segments: &'a [Segment<'a>],
     pub(super) activation: Activation,
     pub(super) level: Level,
+    pub(super) cells: C,
 }
 
-impl Band<'_> {
+impl<C: Cells> Band<'_, C> {
     /// Writes row `v` of the padded input, columns from `x * stride` on, to `dst`, which holds
     /// a whole number of pixels.
-    pub(super) fn fill_row(&self, v: usize, x: usize, dst: &mut [f32]) {
+    pub(super) fn fill_row(&self, v: usize, x: usize, dst: &mut [C::Cell]) {
         let [seen_h, seen_w] = self.shape.seen();
         let [top, left, ..] = self.shape.pads;
-        let cols = dst.len() / self.shape.c;
+        let pitch = self.cells.pitch(self.shape.c);
+        let padding = self.cells.padding();
+        let cols = dst.len() / pitch;
         if v < top || v - top >= seen_h {
-            dst.fill(0.0);
+            dst.fill(padding);
             return;
         }
         // Band column j is column `first + j` of the input as seen, where that exists.
         let start = x * self.shape.stride[1];
         let from = left.saturating_sub(start).min(cols);
         let to = (seen_w + left).saturating_sub(start).min(cols).max(from);
-        dst[..from * self.shape.c].fill(0.0);
-        dst[to * self.shape.c..].fill(0.0);
+        dst[..from * pitch].fill(padding);
+        dst[to * pitch..].fill(padding);
         if from < to {
             self.level.dispatch(FillRow {
                 band: self,
                 y: v - top,
                 x: start + from - left,
-                dst: &mut dst[from * self.shape.c..to * self.shape.c],
+                dst: &mut dst[from * pitch..to * pitch],
             });
         }
     }
 }
 
 /// Fills pixels that all exist.
-struct FillRow<'a> {
-    band: &'a Band<'a>,
+struct FillRow<'a, C: Cells> {
+    band: &'a Band<'a, C>,
     /// Row and first column of the input as seen.
     y: usize,
     x: usize,
-    dst: &'a mut [f32],
+    dst: &'a mut [C::Cell],
 }
 
-impl Kernel for FillRow<'_> {
+impl<C: Cells> Kernel for FillRow<'_, C> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -69,6 +144,7 @@ impl Kernel for FillRow<'_> {
                 shape,
                 channels: segment.channels,
                 norm: segment.norm,
+                cells: self.band.cells,
             };
             match (segment.data, self.band.activation) {
                 (Source::F32(x), Activation::None) => row.fill::<S, f32, false>(s, x, self.dst),
@@ -82,7 +158,7 @@ impl Kernel for FillRow<'_> {
 }
 
 /// One segment's part of a row.
-struct Row<'a> {
+struct Row<'a, C> {
     y: usize,
     x: usize,
     /// The segment's first channel in the band.
@@ -90,67 +166,88 @@ struct Row<'a> {
     shape: &'a ConvShape,
     channels: usize,
     norm: Option<(&'a [f32], &'a [f32])>,
+    cells: C,
 }
 
-impl Row<'_> {
+impl<C: Cells> Row<'_, C> {
     #[inline(always)]
-    fn fill<S: Simd, T: Element, const SILU: bool>(&self, s: S, data: &[T], dst: &mut [f32]) {
+    fn fill<S: Simd, T: Element, const SILU: bool>(&self, s: S, data: &[T], dst: &mut [C::Cell]) {
         let shrink = usize::from(self.shape.upsample);
-        let c = self.shape.c;
+        let pitch = self.cells.pitch(self.shape.c);
         let n = self.channels;
         let row = &data[(self.y >> shrink) * self.shape.w * n..];
-        if shrink == 0 && n == c && self.norm.is_none() {
+        if C::ALIKE && shrink == 0 && n == pitch && self.norm.is_none() {
             // One contiguous run.
             let len = dst.len();
-            convert::<S, T, SILU>(s, &row[self.x * n..self.x * n + len], dst);
+            self.convert::<S, T, SILU>(s, &row[self.x * n..self.x * n + len], dst);
             return;
         }
-        let pixels = dst.len() / c;
+        let pixels = dst.len() / pitch;
         for i in 0..pixels {
             let x = self.x + i;
-            let at = i * c + self.first;
+            let at = i * pitch + self.first;
             if shrink == 1 && i > 0 && x % 2 == 1 {
                 // The right half of a doubled pixel.
-                dst.copy_within(at - c..at - c + n, at);
+                dst.copy_within(at - pitch..at - pitch + n, at);
                 continue;
             }
             let from = &row[(x >> shrink) * n..][..n];
             let to = &mut dst[at..at + n];
             match self.norm {
-                None => convert::<S, T, SILU>(s, from, to),
+                None => self.convert::<S, T, SILU>(s, from, to),
                 Some((scale, shift)) => {
-                    normalise::<S, T, SILU>(s, from, &scale[..n], &shift[..n], to);
+                    self.normalise::<S, T, SILU>(s, from, &scale[..n], &shift[..n], to);
                 }
             }
         }
     }
-}
 
-#[inline(always)]
-fn convert<S: Simd, T: Element, const SILU: bool>(s: S, from: &[T], to: &mut [f32]) {
-    for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
-        let mut v = T::read(s, from);
-        if SILU {
-            v = math::silu(s, v);
+    #[inline(always)]
+    fn convert<S: Simd, T: Element, const SILU: bool>(&self, s: S, from: &[T], to: &mut [C::Cell]) {
+        // Whole sixteens first: the loop then has no lengths to check.
+        let whole = from.len() / LANES * LANES;
+        let (from, last) = from.split_at(whole);
+        let (to, last_to) = to.split_at_mut(whole);
+        let blocks = from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES));
+        for (i, (from, to)) in blocks.enumerate() {
+            self.put::<S, SILU>(s, T::read(s, from), LANES * i, to);
         }
-        s.store_slice(v, to);
+        if !last.is_empty() {
+            self.put::<S, SILU>(s, T::read(s, last), whole, last_to);
+        }
     }
-}
 
-#[inline(always)]
-fn normalise<S: Simd, T: Element, const SILU: bool>(
-    s: S,
-    from: &[T],
-    scale: &[f32],
-    shift: &[f32],
-    to: &mut [f32],
-) {
-    let norm = scale.chunks(LANES).zip(shift.chunks(LANES));
-    for ((from, to), (scale, shift)) in from.chunks(LANES).zip(to.chunks_mut(LANES)).zip(norm) {
-        let mut v = s.mul_add(T::read(s, from), s.load_slice(scale), s.load_slice(shift));
-        if SILU {
-            v = math::silu(s, v);
+    #[inline(always)]
+    fn normalise<S: Simd, T: Element, const SILU: bool>(
+        &self,
+        s: S,
+        from: &[T],
+        scale: &[f32],
+        shift: &[f32],
+        to: &mut [C::Cell],
+    ) {
+        // As above.
+        let whole = from.len() / LANES * LANES;
+        let (from, last) = from.split_at(whole);
+        let (to, last_to) = to.split_at_mut(whole);
+        let (scale, last_scale) = scale.split_at(whole);
+        let (shift, last_shift) = shift.split_at(whole);
+        let norm = scale.chunks_exact(LANES).zip(shift.chunks_exact(LANES));
+        let blocks = from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)).zip(norm);
+        for (i, ((from, to), (scale, shift))) in blocks.enumerate() {
+            let v = s.mul_add(T::read(s, from), s.load_slice(scale), s.load_slice(shift));
+            self.put::<S, SILU>(s, v, LANES * i, to);
         }
-        s.store_slice(v, to);
+        if !last.is_empty() {
+            let (scale, shift) = (s.load_slice(last_scale), s.load_slice(last_shift));
+            self.put::<S, SILU>(s, s.mul_add(T::read(s, last), scale, shift), whole, last_to);
+        }
+    }
+
+    /// Stores up to sixteen channels of the segment, from its number `channel` on, activated.
+    #[inline(always)]
+    fn put<S: Simd, const SILU: bool>(&self, s: S, v: S::F, channel: usize, to: &mut [C::Cell]) {
+        let v = if SILU { math::silu(s, v) } else { v };
+        self.cells.put(s, v, self.first + channel, to);
     }
 }

@@ -442,7 +442,7 @@ mod tests {
                 let expected = Tensor::new(&expected, half).widened();
                 let mut sums = vec![f64::NAN; shape.sums().len()];
                 let mut sums_expected = sums.clone();
-                for level in Level::available() {
+                for level in Level::float_levels() {
                     for pool in &pools {
                         let threads = pool.threads();
                         let what = format!("case {number} half {half} {} x{threads}", level.isa());
@@ -517,7 +517,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, x)| silu(x.mul_add(scale[i % 37], shift[i % 37])) + x)
                 .collect();
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 let mut out = x.clone();
                 let args = ElementwiseArgs {
                     input: Input::InPlace { norm: Some((&scale, &shift)) },

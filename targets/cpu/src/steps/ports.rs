@@ -112,7 +112,7 @@ mod tests {
     fn copies_round_as_half_does() {
         for len in LENGTHS {
             let x: Vec<f32> = random(len, 5).iter().map(|x| 70_000.0 * x).collect();
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 for threads in [1, 3] {
                     let pool = Pool::new(threads).unwrap();
                     let mut same = vec![f32::NAN; len];
@@ -137,7 +137,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         for len in LENGTHS {
             let mut x = vec![f32::MAX; len];
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 assert!(all_finite(level, &pool, &x).unwrap());
                 for at in [0, 1, 14, 15, 16, len / 2, len.saturating_sub(1)] {
                     if at >= len {

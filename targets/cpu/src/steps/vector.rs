@@ -67,6 +67,10 @@ pub fn linear(
     let found = match args.weights {
         Weights::F32(w) => w.len(),
         Weights::F16(w) => w.len(),
+        Weights::I8(_) => {
+            let reason = "int8 weights; layers on vectors are in floating point".to_owned();
+            return Err(StepError::Shape { step: LINEAR, reason });
+        }
     };
     check_len(LINEAR, "weights", found, (panels * LANES).saturating_mul(c))?;
     if let Some(bias) = args.bias {
@@ -97,6 +101,7 @@ pub fn linear(
         match args.weights {
             Weights::F32(w) => level.dispatch(Rows { weights: &w[weights], bias, x, out }),
             Weights::F16(w) => level.dispatch(Rows { weights: &w[weights], bias, x, out }),
+            Weights::I8(_) => unreachable!("refused above"),
         }
     })
     .map_err(|source| StepError::Worker { step: LINEAR, source })
@@ -296,7 +301,7 @@ mod tests {
                 let w_half = halves(&w);
                 let activation = if active { Activation::Silu } else { Activation::None };
                 let mut scratch = vec![f32::NAN; linear_scratch_len(c, activation)];
-                for level in Level::available() {
+                for level in Level::float_levels() {
                     for threads in 1..=4 {
                         let mut out = vec![f32::NAN; n];
                         let args = LinearArgs {
@@ -321,7 +326,7 @@ mod tests {
             let x: Vec<f32> = random(n, n as u64).iter().map(|x| 20.0 * x).collect();
             let active: Vec<f32> = x.iter().map(|&x| silu_of(x)).collect();
             let scaled: Vec<f32> = x.iter().map(|x| x.mul_add(0.3, -1.7)).collect();
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 let mut out = vec![f32::NAN; n];
                 silu(level, &x, &mut out).unwrap();
                 assert_bits(&out, &active, level.isa().name());

@@ -52,6 +52,13 @@ pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
 /// Checks a network at one size: every instruction set and 1 to 4 threads give the same bits, twice over,
 /// and those are within `tolerance` of the reference (0: the same numbers).
 pub(crate) fn check(net: &Net, h: usize, w: usize, tolerance: f32) {
+    for group in 0..net.timestep_groups.len().max(1) {
+        check_group(net, group, h, w, tolerance);
+    }
+}
+
+/// As [`check`], for one group of timesteps.
+fn check_group(net: &Net, group: usize, h: usize, w: usize, tolerance: f32) {
     let model = net.model();
     let given = inputs(&model, h, w, 7);
     let mut first: Option<Vec<Vec<f32>>> = None;
@@ -59,6 +66,9 @@ pub(crate) fn check(net: &Net, h: usize, w: usize, tolerance: f32) {
         for threads in 1..=4 {
             let backend = CpuBackend::new(threads, level).unwrap();
             let mut session = backend.session(&model, Role::Decoder, h, w).unwrap();
+            if group > 0 {
+                session.set_timestep_group(group);
+            }
             let out = run(&mut session, &given);
             let again = run(&mut session, &given);
             assert_eq!(bits(&out), bits(&again), "a second run differs");
@@ -78,8 +88,10 @@ pub(crate) fn check(net: &Net, h: usize, w: usize, tolerance: f32) {
                 .filter(|p| matches!(graph.kind(p.value), latile_runtime::graph::ValueKind::Map(_)))
                 .count();
             let sizes = vec![(h, w); maps];
-            let values =
-                reference::run(&component, &sizes, &ins, |v| f16 && stored.contains(&v)).unwrap();
+            let values = reference::run_group(&component, group, &sizes, &ins, |v| {
+                f16 && stored.contains(&v)
+            })
+            .unwrap();
             for (port, got) in graph.outputs.iter().zip(&out) {
                 let want = &values[port.value.index()];
                 let d = distance(got, want);

@@ -2,9 +2,11 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use half::f16;
-use latile_runtime::format::{Defaults, Manifest, Metadata, Model, Precision, Role, Task, Writer};
+use latile_runtime::format::{
+    Defaults, Manifest, Metadata, Model, Precision, Role, Task, TimestepProjection, Writer,
+};
 use latile_runtime::graph::{
-    Graph, Layout, Node, Op, Pad, Port, ValueId, ValueKind, WeightId, WeightSpec,
+    Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId, WeightSpec,
 };
 use latile_runtime::tensor::DType;
 use std::io::{Cursor, Write};
@@ -36,12 +38,34 @@ impl Random {
     }
 }
 
+/// `[n, c, …]` as `[ceil(n / 16)][…][ceil(c / group)][16][group]`, by the definition.
+fn pack<T: Copy + Default>(shape: &[u32], group: usize, values: &[T]) -> Vec<T> {
+    let dim = |i: usize| shape.get(i).map_or(1, |&d| d as usize);
+    let (n, c, taps) = (dim(0), dim(1), dim(2) * dim(3));
+    let groups = c.div_ceil(group);
+    let mut packed = vec![T::default(); n.div_ceil(16) * taps * groups * 16 * group];
+    for o in 0..n {
+        for i in 0..c {
+            for t in 0..taps {
+                let row = (o / 16 * taps + t) * groups + i / group;
+                packed[(row * 16 + o % 16) * group + i % group] = values[(o * c + i) * taps + t];
+            }
+        }
+    }
+    packed
+}
+
 /// A network under construction.
 pub(crate) struct Net {
     pub(crate) graph: Graph,
     weights: Vec<Vec<u8>>,
     pub(crate) random: Random,
     dtype: DType,
+    /// Bounds of timestep groups; where there are any, an input `time_proj` must be too.
+    pub(crate) timestep_groups: Vec<u32>,
+    /// Makes the convolutions, linear layers over maps and attentions to come int8 ones, with a factor for each input
+    /// channel where it is `Some(true)`.
+    pub(crate) int8: Option<bool>,
 }
 
 impl Net {
@@ -57,6 +81,8 @@ impl Net {
             weights: Vec::new(),
             random: Random(seed),
             dtype,
+            timestep_groups: Vec::new(),
+            int8: None,
         }
     }
 
@@ -100,36 +126,68 @@ impl Net {
         output
     }
 
+    fn stored(&mut self, shape: &[u32], dtype: DType, layout: Layout, bytes: Vec<u8>) -> WeightId {
+        let name = format!("w{}", self.graph.weights.len());
+        self.graph.weights.push(WeightSpec { name, shape: shape.to_vec(), dtype, layout });
+        self.weights.push(bytes);
+        WeightId(self.graph.weights.len() as u32 - 1)
+    }
+
     fn weight(&mut self, shape: &[u32], layout: Layout, values: &[f32]) -> WeightId {
         let dtype = if layout == Layout::Packed16 { self.dtype } else { DType::F32 };
-        let spec = WeightSpec {
-            name: format!("w{}", self.graph.weights.len()),
-            shape: shape.to_vec(),
-            dtype,
-            layout,
-        };
-        let stored = if layout == Layout::Packed16 {
-            let dim = |i: usize| shape.get(i).map_or(1, |&d| d as usize);
-            let (n, c, taps) = (dim(0), dim(1), dim(2) * dim(3));
-            let mut packed = vec![0.0; n.div_ceil(16) * 16 * c * taps];
-            for o in 0..n {
-                for i in 0..c {
-                    for t in 0..taps {
-                        packed[((o / 16 * taps + t) * c + i) * 16 + o % 16] =
-                            values[(o * c + i) * taps + t];
-                    }
-                }
-            }
-            packed
+        let stored =
+            if layout == Layout::Packed16 { pack(shape, 1, values) } else { values.to_vec() };
+        let bytes = if dtype == DType::F16 {
+            stored.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
         } else {
-            values.to_vec()
+            stored.iter().flat_map(|v| v.to_le_bytes()).collect()
         };
-        self.weights.push(match dtype {
-            DType::F32 => stored.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            DType::F16 => stored.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        self.stored(shape, dtype, layout, bytes)
+    }
+
+    /// An int8 weight over the whole range of its values, and ranges that clip some of the inputs.
+    fn quantized(&mut self, shape: &[u32], scaled: bool) -> (WeightId, Quant) {
+        let (n, c) = (shape[0] as usize, shape[1] as usize);
+        let depth: u32 = shape[1..].iter().product();
+        let values: Vec<i8> = (0..n * depth as usize)
+            .map(|_| match self.random.below(20) {
+                0 => 127,
+                1 => -127,
+                _ => (self.random.unit() * 127.0).round() as i8,
+            })
+            .collect();
+        let sums = values.chunks(depth as usize).map(|row| row.iter().map(|&v| i32::from(v)).sum());
+        let sums: Vec<i32> = sums.collect();
+        let packed: Vec<u8> =
+            pack(shape, 4, &values).iter().map(|v: &i8| v.cast_unsigned()).collect();
+        let weight = self.stored(shape, DType::I8, Layout::Packed16x4, packed);
+        let bytes = sums.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let weight_sum = self.stored(&shape[..1], DType::I32, Layout::Plain, bytes);
+        let worth = (3.0 / depth as f32).sqrt() / 127.0;
+        let scales: Vec<f32> = (0..n).map(|_| worth * (1.0 + 0.5 * self.random.unit())).collect();
+        let weight_scale = self.weight(&shape[..1], Layout::Plain, &scales);
+        let input_scale = scaled.then(|| {
+            let factors: Vec<f32> = (0..c).map(|_| 1.0 + 0.7 * self.random.unit()).collect();
+            self.weight(&shape[1..2], Layout::Plain, &factors)
         });
-        self.graph.weights.push(spec);
-        WeightId(self.graph.weights.len() as u32 - 1)
+        let ranges = (0..self.timestep_groups.len().max(1))
+            .map(|_| QuantRange {
+                scale: 0.015 * (1.0 + 0.6 * self.random.unit()),
+                zero_point: [0, 20, 128, 255, 97][self.random.below(5)],
+            })
+            .collect();
+        (weight, Quant { ranges, weight_scale, weight_sum, input_scale })
+    }
+
+    /// The weight of a layer that reads `x`, int8 where that is asked for and possible.
+    fn matrix(&mut self, x: ValueId, shape: &[u32]) -> (WeightId, Option<Quant>) {
+        match (self.int8, self.graph.kind(x)) {
+            (Some(scaled), ValueKind::Map(_)) => {
+                let (weight, quant) = self.quantized(shape, scaled);
+                (weight, Some(quant))
+            }
+            _ => (self.random_weight(shape, Layout::Packed16), None),
+        }
     }
 
     fn random_weight(&mut self, shape: &[u32], layout: Layout) -> WeightId {
@@ -151,9 +209,9 @@ impl Net {
     /// A square window.
     pub(crate) fn conv(&mut self, x: ValueId, n: u32, k: u32, stride: u32, pad: Pad) -> ValueId {
         let c = self.channels(x);
-        let weight = self.random_weight(&[n, c, k, k], Layout::Packed16);
+        let (weight, quant) = self.matrix(x, &[n, c, k, k]);
         let bias = Some(self.plain(n, 0.0, 0.3));
-        let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad, quant: None };
+        let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad, quant };
         self.node(op, &[x], ValueKind::Map(n))
     }
 
@@ -167,13 +225,13 @@ impl Net {
 
     pub(crate) fn linear(&mut self, x: ValueId, n: u32, biased: bool) -> ValueId {
         let c = self.channels(x);
-        let weight = self.random_weight(&[n, c], Layout::Packed16);
+        let (weight, quant) = self.matrix(x, &[n, c]);
         let bias = biased.then(|| self.plain(n, 0.0, 0.3));
         let kind = match self.graph.kind(x) {
             ValueKind::Map(_) => ValueKind::Map(n),
             ValueKind::Vector(_) => ValueKind::Vector(n),
         };
-        self.node(Op::Linear { weight, bias }, &[x], kind)
+        self.node(Op::Linear { weight, bias, quant }, &[x], kind)
     }
 
     pub(crate) fn group_norm(&mut self, x: ValueId, groups: u32) -> ValueId {
@@ -225,7 +283,7 @@ impl Net {
     pub(crate) fn attention(&mut self, q: ValueId, k: ValueId, v: ValueId, heads: u32) -> ValueId {
         let d = self.channels(q) / heads;
         let scale = 1.0 / (d as f32).sqrt();
-        self.same(Op::Attention { heads, scale }, &[q, k, v])
+        self.same(Op::Attention { heads, scale, int8: self.int8.is_some() }, &[q, k, v])
     }
 
     pub(crate) fn codebook(&mut self, x: ValueId, entries: u32) -> ValueId {
@@ -273,16 +331,20 @@ impl Net {
     /// The network as component `decoder` of a mapped model.
     pub(crate) fn model(&self) -> Model {
         let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
-        writer.begin(Role::Decoder, 1, None, &[], self.graph.clone()).unwrap();
+        let port = self.graph.inputs.iter().find(|p| p.name == "time_proj");
+        let timestep = port.map(|p| TimestepProjection {
+            dim: self.channels(p.value),
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+        });
+        let groups = &self.timestep_groups;
+        writer.begin(Role::Decoder, 1, timestep, groups, self.graph.clone()).unwrap();
         for bytes in &self.weights {
             writer.weight(bytes).unwrap();
         }
         let manifest = Manifest {
             metadata: Metadata::default(),
-            precision: match self.dtype {
-                DType::F32 => Precision::F32,
-                DType::F16 => Precision::F16,
-            },
+            precision: if self.dtype == DType::F16 { Precision::F16 } else { Precision::F32 },
             task: Task::Components,
             latent: None,
             scheduler: None,
@@ -298,9 +360,10 @@ impl Net {
     }
 }
 
-/// One of everything.
-pub(crate) fn one_of_everything(dtype: DType) -> Net {
+/// One of everything, with int8 layers where asked for; see [`Net::int8`].
+pub(crate) fn one_of_everything(dtype: DType, int8: Option<bool>) -> Net {
     let mut net = Net::new(dtype, 3);
+    net.int8 = int8;
     let x = net.map("x", 8);
     let t = net.vector("t", 6);
     let q = net.codebook(x, 20);

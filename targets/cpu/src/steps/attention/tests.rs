@@ -34,7 +34,7 @@ fn definition(q: &[f32], k: &[f32], v: &[f32], scale: f32) -> Vec<f32> {
 }
 
 /// Softmax as it is written, in f64.
-fn exact(q: &[f32], k: &[f32], v: &[f32], scale: f32) -> Vec<f64> {
+pub(super) fn exact(q: &[f32], k: &[f32], v: &[f32], scale: f32) -> Vec<f64> {
     let d = q.len();
     let t: Vec<f64> = k
         .chunks(d)
@@ -52,33 +52,35 @@ fn exact(q: &[f32], k: &[f32], v: &[f32], scale: f32) -> Vec<f64> {
 }
 
 /// Columns `first..first + d` of rows of `stride`.
-fn columns(x: &[f32], stride: usize, first: usize, d: usize) -> Vec<f32> {
+pub(super) fn columns(x: &[f32], stride: usize, first: usize, d: usize) -> Vec<f32> {
     x.chunks(stride).flat_map(|row| &row[first..first + d]).copied().collect()
 }
 
-struct Case {
-    shape: AttentionShape,
-    half: bool,
+pub(super) struct Case {
+    pub(super) shape: AttentionShape,
+    pub(super) half: bool,
     /// Multiplies random queries, to make the softmax sharper.
-    sharpness: f32,
+    pub(super) sharpness: f32,
+    pub(super) int8: bool,
 }
 
 impl Case {
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         1.0 / ((self.shape.channels / self.shape.heads) as f32).sqrt()
     }
 
     /// Queries, and the keys and values as parts of one buffer.
-    fn operands(&self) -> (Tensor, Tensor) {
+    pub(super) fn operands(&self) -> (Tensor, Tensor) {
         let AttentionShape { queries, keys, channels, .. } = self.shape;
         let q: Vec<f32> =
             random(queries * channels, 1).iter().map(|x| x * self.sharpness).collect();
         (Tensor::new(&q, self.half), Tensor::new(&random(keys * (2 * channels + 3), 2), self.half))
     }
 
-    fn run(&self, level: Level, threads: usize, q: &Tensor, kv: &Tensor) -> Vec<f32> {
+    pub(super) fn run(&self, level: Level, threads: usize, q: &Tensor, kv: &Tensor) -> Vec<f32> {
         let AttentionShape { queries, channels, .. } = self.shape;
-        let plan = AttentionPlan::new(self.shape, self.scale(), level, threads).unwrap();
+        let plan = if self.int8 { AttentionPlan::int8 } else { AttentionPlan::new };
+        let plan = plan(self.shape, self.scale(), level, threads).unwrap();
         let pool = Pool::new(threads).unwrap();
         // What the scratch and the output held before must not matter.
         let mut scratch = vec![f32::NAN; plan.scratch_len()];
@@ -95,7 +97,7 @@ impl Case {
     }
 
     /// Every head and query by `f`.
-    fn by<T: Copy + Default>(
+    pub(super) fn by<T: Copy + Default>(
         &self,
         q: &Tensor,
         kv: &Tensor,
@@ -117,7 +119,7 @@ impl Case {
     }
 }
 
-fn shape(queries: usize, keys: usize, channels: usize, heads: usize) -> AttentionShape {
+pub(super) fn shape(queries: usize, keys: usize, channels: usize, heads: usize) -> AttentionShape {
     AttentionShape { queries, keys, channels, heads }
 }
 
@@ -139,11 +141,11 @@ fn same_bits_as_the_definition_everywhere() {
     ];
     for shape in shapes {
         for half in [false, true] {
-            let case = Case { shape, half, sharpness: 4.0 };
+            let case = Case { shape, half, sharpness: 4.0, int8: false };
             let (q, kv) = case.operands();
             let expected = case.by(&q, &kv, definition);
             let expected = Tensor::new(&expected, half).widened();
-            for level in Level::available() {
+            for level in Level::float_levels() {
                 for threads in 1..=4 {
                     let found = case.run(level, threads, &q, &kv);
                     let what = format!("{shape:?} half {half} {} x{threads}", level.isa());
@@ -166,7 +168,7 @@ fn close_to_a_softmax_in_f64() {
         (shape(20, 700, 512, 1), 8.0, 1e-5),
         (shape(40, 3000, 8, 1), 40.0, 1e-5),
     ] {
-        let case = Case { shape, half: false, sharpness };
+        let case = Case { shape, half: false, sharpness, int8: false };
         let (q, kv) = case.operands();
         let expected = case.by(&q, &kv, exact);
         let range = expected.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
@@ -254,9 +256,9 @@ fn few_tasks_divide_among_the_threads() {
             for heads in [1, 2, 3, 8] {
                 let s = shape(queries, queries, 64 * heads, heads);
                 let plan = AttentionPlan::new(s, 1.0, Level::best(), threads).unwrap();
-                assert!(plan.vectors <= MAX_VECTORS);
-                assert!(plan.blocks * plan.vectors * LANES >= queries);
-                assert!((plan.blocks - 1) * plan.vectors * LANES < queries);
+                assert!(plan.units <= MAX_VECTORS);
+                assert!(plan.blocks * plan.units * LANES >= queries);
+                assert!((plan.blocks - 1) * plan.units * LANES < queries);
             }
         }
     }
@@ -283,7 +285,7 @@ fn rate() {
             .fold(f64::INFINITY, f64::min);
         macs as f64 / seconds / 1e9
     };
-    for level in Level::available().into_iter().rev() {
+    for level in Level::float_levels().into_iter().rev() {
         if level.isa() == Isa::Scalar {
             continue;
         }
@@ -337,7 +339,7 @@ fn rate() {
 #[test]
 #[ignore = "a measurement: cargo test --release -p latile-cpu --lib -- --ignored --nocapture"]
 fn work() {
-    let case = Case { shape: shape(192, 512, 512, 1), half: false, sharpness: 1.0 };
+    let case = Case { shape: shape(192, 512, 512, 1), half: false, sharpness: 1.0, int8: false };
     let (q, kv) = case.operands();
     case.run(Level::best(), 1, &q, &kv);
     println!("{} multiply-adds", 2 * 192 * 512 * 512);

@@ -1,0 +1,362 @@
+//! What is known of every layer while a model is run: an observer that stands behind the backend boundary.
+//!
+//! Lives here: [`Tap`], a [`Backend`] that runs the CPU's sessions and shows every layer's input to the
+//! [`Collector`], and the collector's two passes. Never here: what is run, and in which order.
+
+use crate::CalibrationError;
+use crate::choose::{self, Histogram};
+use crate::equalise::{self, WeightNorms};
+use crate::observe::{Moments, Spread};
+use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
+use latile_cpu::session::{CpuBackend, CpuSession};
+use latile_runtime::backend::{
+    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+};
+use latile_runtime::format::{ComponentSpec, Model, Role};
+use latile_runtime::graph::{Op, WeightId};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A layer under observation.
+#[derive(Debug)]
+struct Layer {
+    name: String,
+    weight: WeightId,
+    segments: Vec<u32>,
+    /// The first pass, by group of timesteps.
+    moments: Vec<Moments>,
+    /// The second pass: equalisers, each with the scaled inputs of every group.
+    candidates: Vec<(Option<Vec<f32>>, Vec<Spread>)>,
+}
+
+/// A network under observation.
+#[derive(Debug)]
+struct Component {
+    role: Role,
+    bounds: Vec<u32>,
+    layers: Vec<Layer>,
+    index: HashMap<String, usize>,
+}
+
+/// Which of the two passes is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Moments,
+    Spreads,
+}
+
+/// Everything seen so far.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    pass: Pass,
+    components: Vec<Component>,
+    /// What is being run: for messages, and to find the group.
+    picture: String,
+    timestep: Option<u32>,
+    /// What stopped the run.
+    failure: Option<CalibrationError>,
+}
+
+impl Collector {
+    /// Awaits the networks of `model`; `bounds` are the groups of timesteps of the one that takes any.
+    ///
+    /// # Errors
+    /// [`CalibrationError::Unsuited`] where two layers of a network have one name.
+    pub(crate) fn new(model: &Model, bounds: &[u32]) -> Result<Self, CalibrationError> {
+        let mut components = Vec::new();
+        for spec in &model.manifest().components {
+            let bounds = if spec.timestep.is_some() { bounds.to_vec() } else { Vec::new() };
+            components.push(Component::new(spec, bounds).map_err(|why| {
+                CalibrationError::Unsuited { model: model.name().to_owned(), why }
+            })?);
+        }
+        Ok(Self {
+            pass: Pass::Moments,
+            components,
+            picture: String::new(),
+            timestep: None,
+            failure: None,
+        })
+    }
+
+    /// Says what is run next.
+    pub(crate) fn at(&mut self, picture: &str, timestep: Option<u32>) {
+        self.timestep = timestep;
+        if self.picture != picture {
+            picture.clone_into(&mut self.picture);
+        }
+    }
+
+    /// What stopped the run, if anything seen did.
+    pub(crate) fn take_failure(&mut self) -> Option<CalibrationError> {
+        self.failure.take()
+    }
+
+    fn see(&mut self, role: Role, name: &str, channels: usize, row: &[f32]) {
+        if self.failure.is_some() {
+            return;
+        }
+        // Invariant: the session is of one of the model's components.
+        let Some(component) = self.components.iter_mut().find(|c| c.role == role) else { return };
+        let group = self.timestep.map_or(0, |t| group_of(&component.bounds, t));
+        let Some(&i) = component.index.get(name) else { return };
+        let layer = &mut component.layers[i];
+        debug_assert_eq!(channels, layer.moments[group].channels());
+        match self.pass {
+            Pass::Moments => {
+                if let Err(value) = layer.moments[group].add(row) {
+                    self.failure = Some(CalibrationError::Activation {
+                        role,
+                        layer: name.to_owned(),
+                        place: self.timestep.map_or(String::new(), |t| format!(" at timestep {t}")),
+                        picture: self.picture.clone(),
+                        value,
+                    });
+                }
+            }
+            Pass::Spreads => {
+                for (_, spreads) in &mut layer.candidates {
+                    spreads[group].add(row);
+                }
+            }
+        }
+    }
+
+    /// Ends the first pass: chooses the equalisers that the second one measures.
+    ///
+    /// # Errors
+    /// [`CalibrationError::Model`], [`CalibrationError::Unsuited`] where a weight is not a float one.
+    pub(crate) fn turn(&mut self, model: &Model) -> Result<(), CalibrationError> {
+        self.pass = Pass::Spreads;
+        for component in &mut self.components {
+            let loaded = model.load(component.role)?;
+            for layer in &mut component.layers {
+                let norms = norms(model, layer, || WeightNorms::read(loaded, layer.weight))?;
+                let all = merged(&layer.moments);
+                layer.candidates =
+                    equalise::candidates(&norms, &all, &layer.moments, &layer.segments)
+                        .into_iter()
+                        .map(|scale| {
+                            let spread = |m: &Moments| Spread::new(m, scale.as_deref());
+                            let spreads = layer.moments.iter().map(spread).collect();
+                            (scale, spreads)
+                        })
+                        .collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the second pass: of each layer's equalisers the one that costs its output least, and the ranges
+    /// under it.
+    ///
+    /// # Errors
+    /// As [`Collector::turn`].
+    pub(crate) fn finish(
+        self,
+        model: &Model,
+        percentile: f32,
+    ) -> Result<Vec<ComponentTable>, CalibrationError> {
+        let mut tables = Vec::new();
+        for component in self.components {
+            let loaded = model.load(component.role)?;
+            let mut layers = Vec::new();
+            for layer in component.layers {
+                let norms = norms(model, &layer, || WeightNorms::read(loaded, layer.weight))?;
+                let table = layer.table(&norms, percentile);
+                if let Some(g) = table.groups.iter().position(|g| g.ranges.is_none()) {
+                    log::warn!(
+                        "{} layer {}: its input is 0 throughout timestep group {g}; no range can be made of that, and the layer stays in f16",
+                        component.role,
+                        table.name
+                    );
+                }
+                layers.push(table);
+            }
+            tables.push(ComponentTable {
+                role: component.role,
+                timestep_groups: component.bounds,
+                layers,
+            });
+        }
+        Ok(tables)
+    }
+}
+
+fn norms(
+    model: &Model,
+    layer: &Layer,
+    read: impl Fn() -> Option<WeightNorms>,
+) -> Result<WeightNorms, CalibrationError> {
+    read().ok_or_else(|| CalibrationError::Unsuited {
+        model: model.name().to_owned(),
+        why: format!("the weight of layer {} is not stored in f32 or f16", layer.name),
+    })
+}
+
+fn merged(groups: &[Moments]) -> Moments {
+    let mut all = Moments::new(groups[0].channels());
+    groups.iter().for_each(|g| all.merge(g));
+    all
+}
+
+/// As [`ComponentSpec::timestep_group`].
+fn group_of(bounds: &[u32], timestep: u32) -> usize {
+    let last = bounds.len().saturating_sub(1);
+    bounds.iter().position(|&bound| timestep < bound).unwrap_or(last)
+}
+
+impl Component {
+    fn new(spec: &ComponentSpec, bounds: Vec<u32>) -> Result<Self, String> {
+        let groups = bounds.len().max(1);
+        let (mut layers, mut index) = (Vec::new(), HashMap::new());
+        for (node, channels) in int8_layers(&spec.graph) {
+            let (Op::Conv2d { weight, .. } | Op::Linear { weight, .. }) = node.op else { continue };
+            if index.insert(node.name.clone(), layers.len()).is_some() {
+                return Err(format!("two layers of its {} are called {}", spec.role, node.name));
+            }
+            layers.push(Layer {
+                name: node.name.clone(),
+                weight,
+                segments: equalise::segments(&spec.graph, node.inputs[0]),
+                moments: vec![Moments::new(channels as usize); groups],
+                candidates: Vec::new(),
+            });
+        }
+        Ok(Self { role: spec.role, bounds, layers, index })
+    }
+}
+
+impl Layer {
+    fn table(self, norms: &WeightNorms, percentile: f32) -> LayerTable {
+        let all = merged(&self.moments);
+        let channels = all.channels();
+        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Histogram>)> = None;
+        for (scale, spreads) in self.candidates {
+            let histograms: Vec<Histogram> = spreads.into_iter().map(Spread::finish).collect();
+            let errors = histograms.iter().map(|h| choose::least_error(h).map_or(0.0, |r| r.error));
+            let error = errors.map(f64::from).sum::<f64>() / histograms.len() as f64;
+            let noise = norms.input_noise(error, scale.as_deref())
+                + norms.weight_noise(&all, scale.as_deref());
+            // The first, none, stays where nothing is better.
+            if best.as_ref().is_none_or(|(least, ..)| noise < *least) {
+                best = Some((noise, scale, histograms));
+            }
+        }
+        let (input_scale, histograms) = best.map(|(_, s, h)| (s, h)).unwrap_or_default();
+        let groups = histograms
+            .iter()
+            .zip(&self.moments)
+            .map(|(h, m)| group(h, m, input_scale.as_deref(), percentile))
+            .collect();
+        let by_channel = |f: &dyn Fn(usize) -> f64| (0..channels).map(|c| f(c) as f32).collect();
+        LayerTable {
+            name: self.name,
+            channels: channels as u32,
+            segments: self.segments,
+            neighbour: all.neighbour() as f32,
+            channel_max: (0..channels).map(|c| all.largest(c)).collect(),
+            channel_mean: by_channel(&|c| all.mean(c)),
+            channel_ms: by_channel(&|c| all.mean_square(c)),
+            input_scale,
+            groups,
+        }
+    }
+}
+
+fn group(
+    histogram: &Histogram,
+    moments: &Moments,
+    scale: Option<&[f32]>,
+    percentile: f32,
+) -> GroupTable {
+    let e = |c: usize| scale.map_or(1.0, |s| s[c]);
+    let channels = moments.channels();
+    let power: f64 =
+        (0..channels).map(|c| moments.mean_square(c) * f64::from(e(c)) * f64::from(e(c))).sum();
+    let least = (0..channels).map(|c| moments.min[c] * e(c)).fold(f32::INFINITY, f32::min);
+    let most = (0..channels).map(|c| moments.max[c] * e(c)).fold(f32::NEG_INFINITY, f32::max);
+    GroupTable {
+        samples: moments.pixels * channels as u64,
+        min: least,
+        max: most,
+        power: (power / channels as f64) as f32,
+        ranges: choose::ranges(histogram, percentile),
+    }
+}
+
+/// The CPU as a backend whose sessions show every layer's input to a [`Collector`].
+pub(crate) struct Tap<'a> {
+    pub(crate) cpu: &'a CpuBackend,
+    pub(crate) collector: Rc<RefCell<Collector>>,
+}
+
+impl Tap<'_> {
+    pub(crate) fn session<'m>(
+        &self,
+        model: &'m Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<TapSession<'m>, PrepareError> {
+        let inner = self.cpu.session(model, role, height, width)?;
+        Ok(TapSession { inner, role, collector: Rc::clone(&self.collector) })
+    }
+}
+
+impl Backend for Tap<'_> {
+    fn info(&self) -> DeviceInfo {
+        self.cpu.info()
+    }
+
+    fn prepare<'m>(
+        &self,
+        model: &'m Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
+        Ok(Box::new(self.session(model, role, height, width)?))
+    }
+}
+
+/// A session under observation.
+pub(crate) struct TapSession<'m> {
+    inner: CpuSession<'m>,
+    role: Role,
+    collector: Rc<RefCell<Collector>>,
+}
+
+impl Session for TapSession<'_> {
+    fn inputs(&self) -> &[PortSpec] {
+        self.inner.inputs()
+    }
+
+    fn outputs(&self) -> &[PortSpec] {
+        self.inner.outputs()
+    }
+
+    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
+        let mut collector = self.collector.borrow_mut();
+        let role = self.role;
+        self.inner.run_observed(inputs, outputs, &mut |layer, channels, row| {
+            collector.see(role, layer, channels, row);
+        })?;
+        match &collector.failure {
+            // The caller takes the whole failure from the collector.
+            Some(CalibrationError::Activation { layer, .. }) => {
+                Err(RunError::NonFinite { port: layer.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn set_timestep_group(&mut self, group: usize) {
+        self.inner.set_timestep_group(group);
+    }
+
+    fn stats(&self) -> SessionStats {
+        self.inner.stats()
+    }
+}

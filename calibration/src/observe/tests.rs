@@ -1,0 +1,113 @@
+//! Observers against the definitions, at channel counts around the lanes.
+
+use super::*;
+
+fn map(pixels: usize, channels: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    (0..pixels * channels)
+        .map(|i| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 * (1.0 + (i % channels) as f32) - 0.7
+        })
+        .collect()
+}
+
+/// The moments of a map whose rows are `w` pixels.
+fn moments(map: &[f32], channels: usize, w: usize) -> Result<Moments, f32> {
+    let mut m = Moments::new(channels);
+    map.chunks(w * channels).try_for_each(|row| m.add(row))?;
+    Ok(m)
+}
+
+#[test]
+fn moments_are_those_of_the_definition() {
+    for channels in [1, 3, 15, 16, 17, 40] {
+        let (h, w) = (7, 9);
+        let map = map(h * w, channels, 5);
+        let m = moments(&map, channels, w).unwrap();
+        assert_eq!(m.pixels, 63);
+        let at = |y: usize, x: usize, c: usize| f64::from(map[(y * w + x) * channels + c]);
+        let (mut covariance, mut variance) = (0.0, 0.0);
+        for c in 0..channels {
+            let all: Vec<f64> = (0..h * w).map(|p| f64::from(map[p * channels + c])).collect();
+            let mean = all.iter().sum::<f64>() / 63.0;
+            let square = all.iter().map(|v| v * v).sum::<f64>() / 63.0;
+            assert!((m.mean(c) - mean).abs() < 1e-5 * (1.0 + mean.abs()), "{channels} {c}");
+            assert!((m.mean_square(c) - square).abs() < 1e-5 * (1.0 + square), "{channels} {c}");
+            let lo = all.iter().copied().fold(f64::INFINITY, f64::min);
+            let hi = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!((f64::from(m.min[c]), f64::from(m.max[c])), (lo, hi));
+            assert_eq!(f64::from(m.largest(c)), lo.abs().max(hi.abs()));
+            let pairs = (0..h).flat_map(|y| (0..w - 1).map(move |x| (y, x)));
+            covariance += pairs.map(|(y, x)| at(y, x, c) * at(y, x + 1, c)).sum::<f64>()
+                / (h * (w - 1)) as f64
+                - mean * mean;
+            variance += square - mean * mean;
+        }
+        let expected = (covariance / variance).clamp(0.0, 1.0);
+        assert!((m.neighbour() - expected).abs() < 1e-4, "{channels}");
+    }
+}
+
+#[test]
+fn a_smooth_map_is_correlated_and_noise_is_not() {
+    let smooth: Vec<f32> = (0..64 * 64).map(|i| ((i % 64) as f32 * 0.1).sin()).collect();
+    let m = moments(&smooth, 1, 64).unwrap();
+    assert!(m.neighbour() > 0.98, "{}", m.neighbour());
+    let m = moments(&map(4096, 4, 9), 4, 64).unwrap();
+    assert!(m.neighbour() < 0.05, "{}", m.neighbour());
+    let one = moments(&map(5, 2, 1), 2, 1).unwrap();
+    assert_eq!(one.neighbour(), 0.0, "no pixel has a neighbour");
+}
+
+#[test]
+fn a_value_that_no_range_can_hold_is_returned() {
+    for channels in [3, 16, 20] {
+        for place in [0, 1, 17 * channels, 40 * channels - 1] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e20, -3e38] {
+                let mut map = map(40, channels, 2);
+                map[place] = bad;
+                let found = moments(&map, channels, 8).unwrap_err();
+                assert_eq!(found.to_bits(), bad.to_bits(), "{channels} {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_value_lands_in_its_bin() {
+    for channels in [1, 5, 16, 33] {
+        let map = map(200, channels, 77);
+        let m = moments(&map, channels, 10).unwrap();
+        let scale: Vec<f32> = (0..channels).map(|c| 1.0 / (1.0 + c as f32)).collect();
+        for e in [None, Some(&scale[..])] {
+            let mut s = Spread::new(&m, e);
+            map.chunks(10 * channels).for_each(|row| s.add(row));
+            let h = s.finish();
+            assert_eq!(h.samples(), map.len() as u64);
+            let mut expected = Histogram::new(h.lo() as f32, h.hi() as f32);
+            for (i, &x) in map.iter().enumerate() {
+                let v = f64::from(x) * f64::from(e.map_or(1.0, |e| e[i % channels]));
+                expected.add(((v - h.lo()) * h.per_unit()).max(0.0) as usize, 1);
+            }
+            // A value within a rounding of a bin's edge may lie on its other side.
+            let (a, b) = (h.error(0.01, 80), expected.error(0.01, 80));
+            assert!((a / b - 1.0).abs() < 1e-3, "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn parts_add_up_to_the_whole() {
+    let channels = 19;
+    let (a, b) = (map(64, channels, 1), map(32, channels, 2));
+    let mut first = moments(&a, channels, 8).unwrap();
+    let second = moments(&b, channels, 8).unwrap();
+    let both = moments(&[a, b].concat(), channels, 8).unwrap();
+    first.merge(&second);
+    assert_eq!((first.pixels, first.pairs), (96, 84));
+    assert_eq!((&first.min, &first.max), (&both.min, &both.max));
+    for c in 0..channels {
+        assert!((first.mean(c) - both.mean(c)).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,266 @@
+//! The way to an int8 model: float export, calibration, int8 export, comparison, report.
+
+use super::{Args, Job};
+use crate::command::calibrate;
+use crate::console::{plain, remark};
+use crate::exit::{Interrupted, UsageError};
+use crate::output;
+use crate::picture;
+use crate::progress::{Progress, Unit};
+use latile_calibration::{CalibrationError, Comparison, Options, PictureSet, Table};
+use latile_cpu::session::CpuBackend;
+use latile_export::quantize::MIN_SQNR;
+use latile_export::report::{Pictures, QualityReport};
+use latile_export::{ExportOptions, Glob, Quantization, Summary};
+use latile_runtime::format::{Model, Precision};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What the arguments say about quantization, checked.
+pub(super) struct Request<'a> {
+    from: From<'a>,
+}
+
+/// Where activation ranges come from.
+enum From<'a> {
+    /// Pictures that the float model is run on.
+    Pictures(&'a Path),
+    /// A table made before.
+    Table(&'a Path),
+}
+
+/// The float model of a folder's calibration, what it was run on, and with what.
+struct Float {
+    /// Removed, with all that is in it, when dropped.
+    folder: tempfile::TempDir,
+    path: PathBuf,
+    set: PictureSet,
+    backend: CpuBackend,
+}
+
+impl<'a> Request<'a> {
+    /// None where the model is to be a float one.
+    ///
+    /// # Errors
+    /// [`UsageError`] for options that do not go together, and outputs that cannot be written.
+    pub(super) fn of(args: &'a Args) -> anyhow::Result<Option<Self>> {
+        let usage = |why: &str| Err(UsageError(why.to_owned()).into());
+        let given = [
+            ("--calibration", args.calibration.is_some()),
+            ("--method", args.method.is_some()),
+            ("--keep-f16", !args.keep_f16.is_empty()),
+            ("--min-sqnr", args.min_sqnr.is_some()),
+            ("--table", args.table.is_some()),
+            ("--report", args.report.is_some()),
+            ("--report-json", args.report_json.is_some()),
+            ("--threads", args.threads.is_some()),
+        ];
+        let mixed = args.precision == Precision::Mixed;
+        if !mixed && args.precision != Precision::Int8 {
+            return match given.iter().find(|g| g.1) {
+                Some((name, _)) => {
+                    usage(&format!("{name} is for --precision int8 and --precision mixed"))
+                }
+                None => Ok(None),
+            };
+        }
+        let Some(path) = &args.calibration else {
+            return usage(
+                "an int8 model needs activation ranges, which are measured and never guessed: give --calibration a folder of pictures, or a table that latile calibrate made",
+            );
+        };
+        if args.min_sqnr.is_some() && !mixed {
+            return usage("--min-sqnr is for --precision mixed; name layers by --keep-f16 instead");
+        }
+        if args.min_sqnr.is_some_and(|db| !(0.0..=100.0).contains(&db)) {
+            return usage("--min-sqnr can be 0 to 100 dB");
+        }
+        let from = if path.is_dir() { From::Pictures(path) } else { From::Table(path) };
+        if let (From::Table(_), Some(_)) = (&from, &args.table) {
+            return usage(
+                "--table keeps the table of a folder of pictures; --calibration names a table already",
+            );
+        }
+        let outputs = [Some(&args.output), args.table.as_ref(), args.report.as_ref()];
+        let outputs: Vec<&PathBuf> =
+            outputs.into_iter().chain([args.report_json.as_ref()]).flatten().collect();
+        for (i, path) in outputs.iter().enumerate() {
+            if outputs[..i].contains(path) {
+                return usage(&format!("{} is named for two outputs", path.display()));
+            }
+            output::check(path, args.overwrite)?;
+        }
+        Ok(Some(Self { from }))
+    }
+
+    /// Does all of it. The second result is the quality report as JSON, where one was asked for.
+    ///
+    /// # Errors
+    /// Those of an export and of a calibration; whatever the end, the float model is removed.
+    pub(super) fn run(
+        self,
+        args: &Args,
+        job: &Job<'_>,
+    ) -> anyhow::Result<(Summary, Option<serde_json::Value>)> {
+        let calibration = Options::default();
+        let (table, float) = match self.from {
+            From::Table(path) => (Table::read(path)?, None),
+            From::Pictures(folder) => {
+                let (table, float) = calibrated(args, job, folder, &calibration)?;
+                (table, Some(float))
+            }
+        };
+        let mixed = job.options.precision == Precision::Mixed;
+        let quantization = Quantization {
+            table,
+            method: args.method.unwrap_or_default(),
+            keep_f16: args.keep_f16.iter().map(Glob::new).collect(),
+            min_sqnr: mixed.then(|| args.min_sqnr.unwrap_or(MIN_SQNR)),
+        };
+        let options = ExportOptions { quantization: Some(quantization), ..job.options.clone() };
+        // Invariant: it was put there above.
+        let Some(Quantization { table, .. }) = &options.quantization else {
+            return Ok((job.export(&args.output, &options)?, None));
+        };
+        let wanted = args.report.is_some() || args.report_json.is_some();
+        let (summary, quality) = match (&float, wanted) {
+            (Some(float), true) => {
+                // The output appears once all that can fail, or be interrupted, is done.
+                let path = float.folder.path().join("int8.latile");
+                let summary = job.export(&path, &options)?;
+                let measured = compared(job, float, &path, &calibration)?;
+                let quality = report(args, &summary, table, Some(&measured))?;
+                output::write(&args.output, args.overwrite, |file| {
+                    std::io::copy(&mut File::open(&path)?, file)?;
+                    Ok(job.interrupt.check()?)
+                })?;
+                (Summary { path: args.output.clone(), ..summary }, Some(quality))
+            }
+            (None, true) => {
+                remark(
+                    "note: the report holds estimates alone; --calibration with a folder of pictures compares the models too",
+                );
+                let summary = job.export(&args.output, &options)?;
+                let quality = report(args, &summary, table, None)?;
+                (summary, Some(quality))
+            }
+            (_, false) => (job.export(&args.output, &options)?, None),
+        };
+        if let Some(path) = &args.table {
+            table.write(path, args.overwrite)?;
+        }
+        let json = match quality {
+            Some(quality) => Some(quality.write(args)?),
+            None => None,
+        };
+        Ok((summary, json))
+    }
+}
+
+/// A quality report, made but not yet written.
+struct Quality {
+    json: serde_json::Value,
+    html: String,
+}
+
+impl Quality {
+    /// Writes the files that were asked for; gives the JSON.
+    fn write(self, args: &Args) -> anyhow::Result<serde_json::Value> {
+        if let Some(path) = &args.report_json {
+            let text = serde_json::to_string_pretty(&self.json)? + "\n";
+            output::write(path, args.overwrite, |file| Ok(file.write_all(text.as_bytes())?))?;
+        }
+        if let Some(path) = &args.report {
+            output::write(path, args.overwrite, |file| Ok(file.write_all(self.html.as_bytes())?))?;
+        }
+        Ok(self.json)
+    }
+}
+
+fn report(
+    args: &Args,
+    summary: &Summary,
+    table: &Table,
+    measured: Option<&Comparison>,
+) -> anyhow::Result<Quality> {
+    let name = args.name.as_deref().unwrap_or(&table.model.name);
+    let report = QualityReport::new(name, summary, table, measured);
+    let pictures = measured.map(|m| Pictures::new(&m.example, picture::png)).transpose()?;
+    // By way of text, which has a float's shortest digits.
+    let json = serde_json::from_str(&serde_json::to_string(&report)?)?;
+    Ok(Quality { json, html: report.html(pictures.as_ref()) })
+}
+
+/// Exports the float model beside the output and calibrates it.
+fn calibrated(
+    args: &Args,
+    job: &Job<'_>,
+    folder: &Path,
+    options: &Options,
+) -> anyhow::Result<(Table, Float)> {
+    let name = args.output.file_name().unwrap_or_default().to_string_lossy();
+    let beside = match args.output.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let scratch = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".float")
+        .tempdir_in(beside)?;
+    let path = scratch.path().join("model.latile");
+    let float = ExportOptions { precision: Precision::F32, ..job.options.clone() };
+    job.export(&path, &float)?;
+    let model = Model::open(&path)?;
+    let set =
+        latile_calibration::read_pictures(&model, folder, options, &mut |p| calibrate::decode(p))?;
+    for s in &set.skipped {
+        remark(&format!("skipped: {}: {}", plain(&s.name), plain(&s.why)));
+    }
+    if !set.skipped.is_empty() {
+        remark(&format!(
+            "calibrating with {} pictures, {} skipped",
+            set.samples.len(),
+            set.skipped.len()
+        ));
+    }
+    job.interrupt.check()?;
+    let backend = crate::command::cpu(args.threads)?;
+    let mut progress = Progress::new("calibrate", Unit::Macs);
+    let table = latile_calibration::calibrate(&model, &backend, &set, options, &mut |p| {
+        let next = format!("pass {} of 2, {}, {}", p.pass, plain(p.picture), p.stage);
+        progress.at(p.done, p.total, &next);
+        job.go_on()
+    })
+    .map_err(cancelled)?;
+    Ok((table, Float { folder: scratch, path, set, backend }))
+}
+
+fn compared(
+    job: &Job<'_>,
+    float: &Float,
+    int8: &Path,
+    options: &Options,
+) -> anyhow::Result<Comparison> {
+    let (a, b) = (Model::open(&float.path)?, Model::open(int8)?);
+    let mut progress = Progress::new("compare", Unit::Macs);
+    latile_calibration::compare(
+        &a,
+        &b,
+        &float.backend,
+        &float.set,
+        options,
+        &mut |picture, stage, done, total| {
+            progress.at(done, total, &format!("{}, {stage}", plain(picture)));
+            job.go_on()
+        },
+    )
+    .map_err(cancelled)
+}
+
+fn cancelled(e: CalibrationError) -> anyhow::Error {
+    match e {
+        CalibrationError::Cancelled => Interrupted.into(),
+        other => other.into(),
+    }
+}

@@ -1,0 +1,263 @@
+//! From a float model to an int8 one, by a calibration table.
+//!
+//! Lives here: which layers become int8 ([`eligible`]), the graph with them in it ([`rewrite`]), their weights
+//! as integers ([`weights`]), the estimate of what each layer loses ([`estimate`]), and which attentions multiply
+//! bytes ([`attention`]). Never here: how activations are observed (that is `latile-calibration`'s), or how a
+//! weight lies in the file.
+
+mod attention;
+mod eligible;
+mod estimate;
+mod glob;
+mod rewrite;
+mod weights;
+
+pub use glob::Glob;
+pub(crate) use rewrite::{Item, Planned};
+
+use crate::ExportError;
+use crate::model::Component;
+use crate::source::WeightSource;
+use crate::tensors::Recipe;
+use eligible::Matrix;
+use latile_calibration::{LayerTable, Method, Range, Table};
+use latile_runtime::graph::WeightSpec;
+use serde::Serialize;
+use weights::Input;
+pub(crate) use weights::Quantized;
+
+/// Layers whose estimated signal-to-noise ratio is below stay float in a mixed model, by default, in dB.
+pub const MIN_SQNR: f64 = 32.0;
+
+/// How a model becomes an int8 one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantization {
+    /// What calibration found out about the model.
+    pub table: Table,
+    /// Which of the table's ranges are taken.
+    pub method: Method,
+    /// Layers that stay float.
+    pub keep_f16: Vec<Glob>,
+    /// Layers whose estimated signal-to-noise ratio is below, in dB, in any group of timesteps, stay float.
+    pub min_sqnr: Option<f64>,
+}
+
+/// A convolution, or a linear layer over a map, in the exported model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerSummary {
+    /// `unet`, `decoder`, `encoder`.
+    pub component: String,
+    /// The layer's name.
+    pub layer: String,
+    /// Its weights, without biases.
+    pub weights: u64,
+    /// Whether it is int8.
+    pub int8: bool,
+    /// Why it is not.
+    pub why: Option<String>,
+    /// Estimated signal-to-noise ratio of its result, in dB, by group of timesteps, where it was examined.
+    pub sqnr_db: Vec<f32>,
+    /// That of its quantized input alone.
+    pub input_sqnr_db: Vec<f32>,
+    /// That of its rounded weights alone.
+    pub weight_sqnr_db: Option<f32>,
+}
+
+impl LayerSummary {
+    /// The least of its estimates.
+    #[must_use]
+    pub fn worst_db(&self) -> Option<f32> {
+        self.sqnr_db.iter().copied().reduce(f32::min)
+    }
+}
+
+/// A layer that is to be int8.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    /// Index of its node.
+    node: usize,
+    name: String,
+    matrix: Matrix,
+    weight: Recipe,
+    spec: WeightSpec,
+    input: Input,
+    ranges: Vec<Range>,
+    /// Mean square of the scaled input by group, relative to that over all.
+    relative_power: Vec<f64>,
+    /// Mean square of the scaled input by group.
+    power: Vec<f32>,
+}
+
+impl Layer {
+    fn new(
+        node: usize,
+        table: &LayerTable,
+        ranges: Vec<Range>,
+        matrix: Matrix,
+        (spec, weight): (&WeightSpec, &Recipe),
+    ) -> Self {
+        let power: Vec<f32> = table.groups.iter().map(|g| g.power).collect();
+        Self {
+            node,
+            name: table.name.clone(),
+            matrix,
+            weight: weight.clone(),
+            spec: spec.clone(),
+            relative_power: estimate::relative_power(table),
+            input: Input::new(
+                table.input_scale.clone(),
+                &table.channel_mean,
+                &table.channel_ms,
+                table.neighbour,
+            ),
+            ranges,
+            power,
+        }
+    }
+
+    /// What its input is multiplied by; nothing where that would be 1.
+    pub(crate) fn input_scale(&self) -> impl Iterator<Item = f32> {
+        self.input.scale.iter().flatten().copied()
+    }
+
+    /// Replaces `values` by the integers that stand for its weights.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`], or a weight that its input's scale makes absurd.
+    pub(crate) fn quantize(
+        &self,
+        sources: &[Box<dyn WeightSource>],
+        values: &mut Vec<f32>,
+    ) -> Result<Quantized, ExportError> {
+        self.weight.read(sources, &self.spec, values)?;
+        weights::quantize(values, self.matrix.window, &self.input).map_err(|index| {
+            ExportError::Quantize {
+                layer: self.name.clone(),
+                why: format!(
+                    "weight {index}, or what its row adds to the bias, would be absurdly large with this table; calibrate the model again"
+                ),
+            }
+        })
+    }
+}
+
+/// Decides which layers of `component` become int8 and rewrites its graph. `progress` is told the bytes of each
+/// weight that had to be examined.
+///
+/// # Errors
+/// A table that does not fit, weights that cannot be read.
+pub(crate) fn plan(
+    component: Component,
+    sources: &[Box<dyn WeightSource>],
+    how: &Quantization,
+    progress: &mut dyn FnMut(u64) -> Result<(), ExportError>,
+) -> Result<Planned, ExportError> {
+    let graph = &component.graph;
+    let role = component.role;
+    let Ok(table) = how.table.component(role) else {
+        // Pictures are made without the encoder: a model may have been calibrated without it.
+        if role == latile_runtime::format::Role::Encoder {
+            let why = "the calibration table does not have it";
+            let layers = summaries(&component, |_| Some(why.to_owned()));
+            return Ok(Planned::float(component, layers));
+        }
+        return Err(latile_calibration::TableError::NoComponent { role }.into());
+    };
+    how.table.covers(role, graph)?;
+    if component.timestep.is_none() && !table.timestep_groups.is_empty() {
+        return Err(ExportError::Quantize {
+            layer: role.name().to_owned(),
+            why: "the table has groups of timesteps for it, but it takes no timestep; calibrate the model again"
+                .to_owned(),
+        });
+    }
+    let refused = eligible::refused(graph);
+    let mut chosen = Vec::new();
+    let mut reasons = vec![None; graph.nodes.len()];
+    let mut values = Vec::new();
+    let mut summaries = summaries(&component, |_| None);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let Some(matrix) = eligible::matrix(graph, node) else { continue };
+        let asked = how.keep_f16.iter().find(|g| g.is_of(role.name(), &node.name));
+        // `covers` has found every layer whose result is used.
+        let Some(layer) = table.layer(&node.name) else {
+            reasons[i] = Some("nothing reads its result".to_owned());
+            continue;
+        };
+        reasons[i] = if let Some(why) = refused.get(&i) {
+            Some((*why).to_owned())
+        } else if let Some(glob) = asked {
+            Some(format!("--keep-f16 {} asks for it", glob.text()))
+        } else if let Some(ranges) = layer.ranges(how.method) {
+            let weight = matrix.weight.index();
+            let layer = Layer::new(
+                i,
+                layer,
+                ranges,
+                matrix,
+                (&graph.weights[weight], &component.recipes[weight]),
+            );
+            match how.min_sqnr {
+                None => {
+                    chosen.push(layer);
+                    None
+                }
+                Some(least) => {
+                    let quantized = layer.quantize(sources, &mut values)?;
+                    progress(4 * values.len() as u64)?;
+                    let found = estimate::estimate(&layer, &quantized.power);
+                    let worst = found.worst();
+                    if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
+                        found.put(s);
+                    }
+                    if f64::from(worst) < least {
+                        Some(format!("its estimated SQNR is {worst:.1} dB, less than {least} dB"))
+                    } else {
+                        chosen.push(layer);
+                        None
+                    }
+                }
+            }
+        } else {
+            Some("its input was zero throughout a group of timesteps in calibration".to_owned())
+        };
+    }
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
+            s.why = reasons[i].take();
+            s.int8 = s.why.is_none();
+        }
+    }
+    let groups = table.timestep_groups.clone();
+    let mut planned = rewrite::rewrite(component, chosen, groups, summaries);
+    attention::mark(&mut planned.graph, role, &how.keep_f16);
+    Ok(planned)
+}
+
+/// A summary of each layer with a matrix; `why` gives the reason for one to stay float, by its name.
+fn summaries(component: &Component, why: impl Fn(&str) -> Option<String>) -> Vec<LayerSummary> {
+    let graph = &component.graph;
+    let of = |node: &latile_runtime::graph::Node| {
+        let m = eligible::matrix(graph, node)?;
+        let why = why(&node.name);
+        Some(LayerSummary {
+            component: component.role.name().to_owned(),
+            layer: node.name.clone(),
+            weights: (m.outputs * m.inputs * m.window) as u64,
+            int8: why.is_none(),
+            why,
+            sqnr_db: Vec::new(),
+            input_sqnr_db: Vec::new(),
+            weight_sqnr_db: None,
+        })
+    };
+    graph.nodes.iter().filter_map(of).collect()
+}
+
+/// Bytes of the weights that [`plan`] examines for `component`, at most.
+pub(crate) fn examined_bytes(component: &Component, how: &Quantization) -> u64 {
+    if how.min_sqnr.is_none() {
+        return 0;
+    }
+    summaries(component, |_| None).iter().map(|s| 4 * s.weights).sum()
+}

@@ -1,0 +1,52 @@
+//! The worst layers, and those that stayed float.
+
+use super::QualityReport;
+use super::html::{db, escape};
+use std::fmt::Write;
+
+fn listed(values: &[f32]) -> String {
+    values.iter().map(|&v| db(Some(v))).collect::<Vec<_>>().join(" / ")
+}
+
+pub(super) fn worst(page: &mut String, report: &QualityReport<'_>) {
+    if report.worst.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Worst layers</h2>\n<p class=\"note\">In dB, by group of timesteps.</p>\n<table id=\"worst\">\n<tr><th>network</th><th>layer</th><th class=\"n\">estimated</th><th class=\"n\">its input alone</th><th class=\"n\">its weights alone</th><th class=\"n\">measured input</th></tr>\n");
+    for &i in &report.worst {
+        let (l, measured) = (report.layers[i].summary, report.layers[i].measured_input_sqnr_db);
+        let measured: Vec<String> = measured.iter().map(|v| db(*v)).collect();
+        let _ = writeln!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            escape(&l.component),
+            escape(&l.layer),
+            listed(&l.sqnr_db),
+            listed(&l.input_sqnr_db),
+            db(l.weight_sqnr_db),
+            if measured.is_empty() { "–".to_owned() } else { measured.join(" / ") }
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+pub(super) fn kept(page: &mut String, report: &QualityReport<'_>) {
+    page.push_str("<h2>Kept in f16</h2>\n");
+    let kept = || report.layers.iter().map(|l| l.summary).filter(|l| !l.int8);
+    if kept().next().is_none() {
+        page.push_str("<p class=\"note\">No convolution and no linear layer over a map.</p>\n");
+        return;
+    }
+    page.push_str("<table id=\"kept\">\n<tr><th>network</th><th>layer</th><th class=\"n\">weights</th><th>why</th></tr>\n");
+    for l in kept() {
+        let _ = writeln!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+            escape(&l.component),
+            escape(&l.layer),
+            l.weights,
+            escape(l.why.as_deref().unwrap_or_default())
+        );
+    }
+    page.push_str("</table>\n");
+}

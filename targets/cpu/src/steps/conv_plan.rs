@@ -1,0 +1,318 @@
+//! How a convolution is divided into tasks and bands, and which micro-kernel it uses.
+
+use super::StepError;
+use super::conv::STEP;
+use super::conv_shape::ConvShape;
+use super::norm::SumsLayout;
+use crate::isa::Level;
+use crate::kernels::dot;
+use crate::registry::{self, DotKernel, MatmulKernel, WeightType};
+use crate::simd::LANES;
+
+/// How a convolution of one shape is computed on one instruction set.
+///
+/// The partition of the output and with it the order of all sums depend on the shape alone, and
+/// on whether it is computed in int8.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvPlan {
+    pub(super) shape: ConvShape,
+    pub(super) level: Level,
+    pub(super) family: Family,
+    pub(super) blocking: Blocking,
+}
+
+/// The micro-kernels of a convolution. Both kinds read a band in units of four bytes, one `f32`
+/// or four bytes of neighbouring channels, and make sums of four bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Family {
+    /// Sums in `f32`.
+    Float(&'static MatmulKernel),
+    /// Exact sums in `i32`.
+    Int8(&'static DotKernel),
+}
+
+impl Family {
+    /// Pixels of the largest tile.
+    pub(super) const fn rows(self) -> usize {
+        match self {
+            Family::Float(k) => k.rows,
+            Family::Int8(k) => k.rows,
+        }
+    }
+
+    /// Panels of the largest tile.
+    pub(super) const fn panels(self) -> usize {
+        match self {
+            Family::Float(k) => k.panels,
+            Family::Int8(k) => k.panels,
+        }
+    }
+
+    /// Units of a pixel of `c` channels.
+    const fn units(self, c: usize) -> usize {
+        match self {
+            Family::Float(_) => c,
+            Family::Int8(_) => c.div_ceil(dot::GROUP),
+        }
+    }
+
+    /// Bytes of the weights of one unit and sixteen output channels.
+    pub(super) const fn weight_row(self) -> usize {
+        match self {
+            Family::Float(k) => match k.weights {
+                WeightType::F32 => 64,
+                WeightType::F16 => 32,
+            },
+            Family::Int8(_) => 64,
+        }
+    }
+
+    /// Whether a stretch of the weights is widened or rearranged before its tiles.
+    const fn prepares(self) -> bool {
+        match self {
+            Family::Float(k) => k.widen,
+            Family::Int8(k) => k.arrange.is_some(),
+        }
+    }
+}
+
+/// The partition of one convolution; see [`ConvPlan::new`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocking {
+    /// Whether the whole padded input is prepared first, or each task prepares a band of rows of
+    /// its own.
+    pub(super) whole: bool,
+    /// Output columns of a task.
+    pub(super) cols: usize,
+    /// Output rows of a task.
+    pub(super) rows: usize,
+    /// Output rows computed at once; divides the task's rows but for the last.
+    pub(super) step: usize,
+    /// Rows of the band, a ring.
+    pub(super) ring: usize,
+    /// Columns of the band.
+    pub(super) band_cols: usize,
+    /// Output channels of a task, a multiple of 16 but for the last; all where tasks have bands
+    /// of their own.
+    pub(super) channels: usize,
+    /// The longest stretch of K, in units, that is summed before moving to the next tile.
+    pub(super) k_block: usize,
+}
+
+/// Pixels whose sums are finished together, where K is not cut: enough that what finishing needs for each
+/// panel is read once for several tiles, few enough that the sums stay in the first-level cache.
+pub(super) const FINISH_PIXELS: usize = 16;
+/// Bytes of a padded f32 input, and pixels of the output, up to which it is prepared whole.
+const WHOLE_LIMIT: usize = 1 << 20;
+const WHOLE_PIXELS: usize = 512;
+/// Panels of output channels from which on there are enough tasks of [`TASK_CHANNELS`].
+const WHOLE_PANELS: usize = 8;
+/// Bytes of a band that a task should stay below: with a stretch of the weights it fits the
+/// second-level cache of a large core.
+const BAND_LIMIT: usize = 640 << 10;
+/// Output columns of a task where channels are few.
+const COLS: usize = 64;
+/// Pixels that share one pass over the weights.
+const STEP_PIXELS: usize = 128;
+/// Output channels of a task of a small map, when there are enough of them.
+const TASK_CHANNELS: usize = 32;
+/// Bytes of a padded int8 input up to which it is prepared whole: no row is prepared twice, and
+/// it costs less memory than the tensor itself.
+const INT8_WHOLE_LIMIT: usize = 4 << 20;
+/// As [`STEP_PIXELS`], for int8 layers: their weights are read four times as fast.
+const INT8_STEP_PIXELS: usize = 256;
+/// Tasks that an int8 layer should have, so that threads end together.
+const INT8_TASKS: usize = 24;
+
+impl Blocking {
+    fn new(shape: &ConvShape, family: Family) -> Self {
+        let [oh, ow] = shape.out();
+        let [kh, kw] = shape.kernel;
+        let [sy, sx] = shape.stride;
+        let padded_rows = (oh - 1) * sy + kh;
+        let padded_cols = (ow - 1) * sx + kw;
+        let pixel = 4 * family.units(shape.c);
+        let bytes = padded_rows.saturating_mul(padded_cols).saturating_mul(pixel);
+        let panels = shape.n.div_ceil(LANES);
+        // Of two panels 256 KiB: the second-level cache holds them and a band.
+        let k_block = 2048;
+        if bytes <= WHOLE_LIMIT && oh * ow <= WHOLE_PIXELS && panels >= WHOLE_PANELS {
+            let step = (STEP_PIXELS / ow).clamp(1, oh);
+            return Blocking {
+                whole: true,
+                cols: ow,
+                rows: oh,
+                step,
+                ring: padded_rows,
+                band_cols: padded_cols,
+                channels: TASK_CHANNELS,
+                k_block,
+            };
+        }
+        let row_limit = (BAND_LIMIT / (pixel * kh)).saturating_sub(kw) / sx;
+        let limit = row_limit.clamp(16, COLS);
+        let cols = ow.div_ceil(ow.div_ceil(limit));
+        if matches!(family, Family::Int8(_)) && bytes <= INT8_WHOLE_LIMIT {
+            let rows = (INT8_STEP_PIXELS / cols).clamp(1, oh);
+            let blocks = oh.div_ceil(rows) * ow.div_ceil(cols);
+            let pairs = panels.div_ceil(2);
+            let parts = INT8_TASKS.div_ceil(blocks).min(pairs.div_ceil(2));
+            return Blocking {
+                whole: true,
+                cols,
+                rows,
+                step: rows,
+                ring: padded_rows,
+                band_cols: padded_cols,
+                channels: pairs.div_ceil(parts) * 2 * LANES,
+                k_block,
+            };
+        }
+        let rows = oh.div_ceil(16).clamp(4, 16).min(oh);
+        let band_row = pixel * ((cols - 1) * sx + kw);
+        let mut step = (STEP_PIXELS / cols).clamp(1, rows);
+        while step > 1 && ((step - 1) * sy + kh) * band_row > BAND_LIMIT {
+            step -= 1;
+        }
+        Blocking {
+            whole: false,
+            cols,
+            rows,
+            step,
+            ring: (step - 1) * sy + kh,
+            band_cols: (cols - 1) * sx + kw,
+            channels: shape.n,
+            k_block,
+        }
+    }
+}
+
+impl ConvPlan {
+    /// Plans a convolution in floating point: chooses the micro-kernel of the level and the
+    /// partition.
+    ///
+    /// # Errors
+    /// [`StepError::Shape`] when the shape has a zero extent, a kernel larger than the padded
+    /// input, or does not fit the address space.
+    pub fn new(shape: ConvShape, weights: WeightType, level: Level) -> Result<Self, StepError> {
+        Self::of(shape, Family::Float(registry::matmul(level, weights)), level)
+    }
+
+    /// Plans a convolution in int8, as [`ConvPlan::new`].
+    ///
+    /// # Errors
+    /// As [`ConvPlan::new`], and when a sum of so many products may exceed 32 bits.
+    pub fn int8(shape: ConvShape, level: Level) -> Result<Self, StepError> {
+        shape.check()?;
+        let products = shape.kernel[0] * shape.kernel[1] * shape.c;
+        if products > dot::MAX_PRODUCTS {
+            let reason = format!(
+                "an int8 sum of {products} products; {} are the most that 32 bits hold",
+                dot::MAX_PRODUCTS
+            );
+            return Err(StepError::Shape { step: STEP, reason });
+        }
+        Self::of(shape, Family::Int8(registry::dot(level)), level)
+    }
+
+    fn of(shape: ConvShape, family: Family, level: Level) -> Result<Self, StepError> {
+        shape.check()?;
+        Ok(ConvPlan { shape, level, family, blocking: Blocking::new(&shape, family) })
+    }
+
+    /// The shape.
+    pub const fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// Whether it is computed in int8.
+    pub const fn is_int8(&self) -> bool {
+        matches!(self.family, Family::Int8(_))
+    }
+
+    /// The micro-kernel's name, for reports.
+    pub const fn kernel_name(&self) -> &'static str {
+        match self.family {
+            Family::Float(k) => k.name,
+            Family::Int8(k) => k.name,
+        }
+    }
+
+    /// The layout of the channel sums that this convolution writes.
+    pub const fn sums(&self) -> SumsLayout {
+        let [oh, ow] = self.shape.out();
+        let blocks = oh.div_ceil(self.blocking.rows) * ow.div_ceil(self.blocking.cols);
+        SumsLayout { blocks, channels: self.shape.n, pixels: oh * ow }
+    }
+
+    /// `f32` elements of scratch that [`conv2d`](super::conv::conv2d) needs with a pool of
+    /// `threads`.
+    pub fn scratch_len(&self, threads: usize) -> usize {
+        let own = self.own_len();
+        let band = self.band_len();
+        let bands = if self.blocking.whole { 1 } else { threads };
+        self.head_len() + bands * band + threads * own
+    }
+
+    /// Units of a pixel.
+    pub(super) const fn units(&self) -> usize {
+        self.family.units(self.shape.c)
+    }
+
+    /// Units of what an int8 layer computes once a run: the factor of each input channel, then the
+    /// correction and the worth of each output channel's sum.
+    pub(super) const fn head_len(&self) -> usize {
+        match self.family {
+            Family::Float(_) => 0,
+            Family::Int8(_) => round_up(self.shape.c) + 2 * round_up(self.shape.n),
+        }
+    }
+
+    /// Units of a band.
+    pub(super) const fn band_len(&self) -> usize {
+        let b = &self.blocking;
+        round_up(b.ring * b.band_cols * self.units())
+    }
+
+    /// Units that a worker has of its own beside a band: sums, then prepared weights.
+    pub(super) fn own_len(&self) -> usize {
+        self.tile_len() + self.prepared_len()
+    }
+
+    /// Sums of one worker's tile.
+    pub(super) fn tile_len(&self) -> usize {
+        let b = &self.blocking;
+        let pixels = if self.depth() <= b.k_block {
+            FINISH_PIXELS - 1 + self.family.rows()
+        } else {
+            b.step * b.cols
+        };
+        round_up(pixels * LANES * self.family.panels())
+    }
+
+    /// Units of one worker's prepared weights.
+    fn prepared_len(&self) -> usize {
+        if self.family.prepares() {
+            self.depth().min(self.blocking.k_block) * LANES * self.family.panels()
+        } else {
+            0
+        }
+    }
+
+    /// Units of a sum.
+    pub(super) const fn depth(&self) -> usize {
+        self.shape.kernel[0] * self.shape.kernel[1] * self.units()
+    }
+
+    /// Tasks that one run is divided into.
+    pub const fn tasks(&self) -> usize {
+        let [oh, ow] = self.shape.out();
+        let b = &self.blocking;
+        oh.div_ceil(b.rows) * ow.div_ceil(b.cols) * self.shape.n.div_ceil(b.channels)
+    }
+}
+
+/// Rounds up to a 64-byte cache line of `f32`.
+pub(super) const fn round_up(elements: usize) -> usize {
+    elements.div_ceil(LANES) * LANES
+}
