@@ -1,10 +1,11 @@
 """Export: the trained parts become a diffusers folder (LDMSuperResolutionPipeline: vqvae/, unet/, scheduler/).
 
-  python export.py --config config/photo-x4-cpu.toml --run RUN --to FOLDER
+  python export.py --config config/photo-x4-cpu.toml --run RUN --to FOLDER [--average CHECKPOINT]
 
-Takes the furthest stage that RUN holds: finetune-final.pt, else finetune-latest.pt, else unet-final.pt. The folder is
-written beside its name and moved there when it is whole. The autoencoder stands under `vqvae/`, the name that pipeline
-gives to its first stage; its class is AutoencoderKL.
+Takes the furthest stage that RUN holds: finetune-final.pt, else finetune-latest.pt, else unet-final.pt. With --average, half of
+another checkpoint of the same stage goes into the weights: an earlier one tempers what the critic overdid (network
+interpolation, Wang et al. 2018, section 3.4). The folder is written beside its name and moved there when it is whole. The
+autoencoder stands under `vqvae/`, the name that pipeline gives to its first stage; its class is AutoencoderKL.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import common
 import networks
 
 
-def load(config, run, p=None):
+def load(config, run, average=None):
     """(autoencoder, U-Net, name of the checkpoint they came from), weights of the furthest stage."""
     vae, unet = networks.build_autoencoder(config), networks.build_unet(config)
     first = common.load_checkpoint(os.path.join(run, "autoencoder-final.pt"))
@@ -31,7 +32,12 @@ def load(config, run, p=None):
         unet.load_state_dict(state["unet"])
     else:
         both = torch.nn.ModuleDict({"unet": unet, "decoder": torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])})
-        both.load_state_dict(state["both"])
+        weights = state["both"]
+        if average:
+            other = common.load_checkpoint(average)
+            other = other["ema"]["shadow"] if "ema" in other else other["both"]
+            weights = {k: torch.lerp(v, other[k], 0.5) for k, v in weights.items()}
+        both.load_state_dict(weights)
     return vae.eval(), unet.eval(), f"{names[0]}, step {state['step']}"
 
 
@@ -40,9 +46,10 @@ def main():
     p.add_argument("--config", required=True)
     p.add_argument("--run", required=True)
     p.add_argument("--to", required=True)
+    p.add_argument("--average", help="another checkpoint of the last stage, of which half goes in")
     a = p.parse_args()
     config = common.load_config(a.config)
-    vae, unet, name = load(config, a.run)
+    vae, unet, name = load(config, a.run, a.average)
     part = a.to.rstrip("/") + ".part"
     shutil.rmtree(part, ignore_errors=True)
     LDMSuperResolutionPipeline(vqvae=vae, unet=unet, scheduler=networks.build_scheduler(config)).save_pretrained(part)

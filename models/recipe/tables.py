@@ -21,7 +21,7 @@ def title(name, costs):
             return text
     m = re.fullmatch(r"latile-(\d+)(?:-c([\d.]+))?", name)
     if not m:
-        return name
+        return "the model's autoencoder alone (truth in)" if name == "autoencoder" else name
     steps = f"photo-x4, {m[1]} step" + ("s" if m[1] != "1" else "")
     return steps + (f", consistency {m[2]}" if m[2] else "")
 
