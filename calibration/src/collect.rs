@@ -10,7 +10,7 @@ use crate::observe::{Moments, Spread};
 use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
 use latile_cpu::session::{CpuBackend, CpuSession};
 use latile_runtime::backend::{
-    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
 };
 use latile_runtime::format::{ComponentSpec, Model, Role};
 use latile_runtime::graph::{Op, WeightId};
@@ -299,8 +299,9 @@ impl Tap<'_> {
         role: Role,
         height: usize,
         width: usize,
+        room: Room,
     ) -> Result<TapSession<'m>, PrepareError> {
-        let inner = self.cpu.session(model, role, height, width)?;
+        let inner = self.cpu.session_in(model, role, height, width, room)?;
         Ok(TapSession { inner, role, collector: Rc::clone(&self.collector) })
     }
 }
@@ -310,14 +311,25 @@ impl Backend for Tap<'_> {
         self.cpu.info()
     }
 
+    fn offers(
+        &self,
+        model: &Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Offer>, PrepareError> {
+        self.cpu.offers(model, role, height, width)
+    }
+
     fn prepare<'m>(
         &self,
         model: &'m Model,
         role: Role,
         height: usize,
         width: usize,
+        room: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        Ok(Box::new(self.session(model, role, height, width)?))
+        Ok(Box::new(self.session(model, role, height, width, room)?))
     }
 }
 

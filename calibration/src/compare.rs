@@ -10,7 +10,7 @@ use crate::run::Options;
 use crate::table::EXACT_DB;
 use latile_cpu::session::{CpuBackend, CpuSession};
 use latile_runtime::backend::{
-    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
 };
 use latile_runtime::format::{Model, Role};
 use latile_runtime::pipeline::{
@@ -244,14 +244,25 @@ impl Backend for Recorder<'_> {
         self.cpu.info()
     }
 
+    fn offers(
+        &self,
+        model: &Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Offer>, PrepareError> {
+        self.cpu.offers(model, role, height, width)
+    }
+
     fn prepare<'m>(
         &self,
         model: &'m Model,
         role: Role,
         height: usize,
         width: usize,
+        room: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        let inner = self.cpu.session(model, role, height, width)?;
+        let inner = self.cpu.session_in(model, role, height, width, room)?;
         let runs = Rc::clone(&self.runs);
         Ok(Box::new(Recording { inner, role, size: [height, width], runs }))
     }

@@ -9,7 +9,7 @@ use crate::collect::{Collector, Tap};
 use crate::pictures::{Decode, PictureSet};
 use crate::table::{ModelId, Sampling, Table, VERSION};
 use latile_cpu::session::CpuBackend;
-use latile_runtime::backend::Session;
+use latile_runtime::backend::{Room, Session};
 use latile_runtime::format::{LatentSpec, Model, Precision, Role, Task};
 use latile_runtime::graph::ValueKind;
 use latile_runtime::pipeline::{
@@ -293,7 +293,7 @@ impl Encoder {
     fn run(&self, tap: &Tap<'_>, model: &Model, picture: &[f32]) -> Result<(), PipelineError> {
         let stage = Stage::Decode;
         let mut session = tap
-            .session(model, Role::Encoder, self.side, self.side)
+            .session(model, Role::Encoder, self.side, self.side, Room::default())
             .map_err(|source| PipelineError::Prepare { stage, source })?;
         let mut outputs: Vec<Vec<f32>> = session
             .outputs()

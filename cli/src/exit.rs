@@ -130,7 +130,7 @@ fn model(e: &ModelError) -> Exit {
 fn prepare(e: &PrepareError) -> Option<Exit> {
     match e {
         PrepareError::Model(e) => Some(model(e)),
-        PrepareError::Arena(_) => Some(Exit::Budget),
+        PrepareError::Arena(_) | PrepareError::NoRoom { .. } => Some(Exit::Budget),
         PrepareError::Unsupported { .. } => Some(Exit::Model),
         PrepareError::Shape(_) | PrepareError::Unavailable { .. } => None,
     }

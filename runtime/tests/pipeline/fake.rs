@@ -1,7 +1,7 @@
 //! A model file without sense and a backend whose networks are closures.
 
 use latile_runtime::backend::{
-    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
 };
 use latile_runtime::format::{
     BetaSchedule, Defaults, LatentSpec, Manifest, Metadata, Model, Precision, Prediction, Role,
@@ -265,12 +265,28 @@ impl Backend for Fake {
         }
     }
 
+    fn offers(
+        &self,
+        model: &Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Offer>, PrepareError> {
+        let graph = &model.load(role)?.spec().graph;
+        let shapes = graph.infer(&[(height, width)])?;
+        let macs = graph.macs(&shapes);
+        let way = "fake".to_owned();
+        let (arena_bytes, weights_kept, weights_dropped) = (0, 0, 0);
+        Ok(vec![Offer { way, arena_bytes, macs, weights_kept, weights_dropped }])
+    }
+
     fn prepare<'m>(
         &self,
         model: &'m Model,
         role: Role,
         height: usize,
         width: usize,
+        _: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError> {
         let graph = &model.load(role)?.spec().graph;
         let shapes = graph.infer(&[(height, width)])?;
@@ -358,6 +374,7 @@ impl Session for FakeSession {
         SessionStats {
             backend: "fake".into(),
             isa: "none".into(),
+            way: "fake".into(),
             threads: 1,
             arena_bytes: match self.role {
                 Role::Unet => 1000,

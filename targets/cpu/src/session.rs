@@ -9,7 +9,7 @@ use crate::lower::{Program, lower};
 use crate::pool::{Pool, PoolError};
 use crate::steps::StepError;
 use latile_runtime::backend::{
-    Backend, DeviceInfo, PortSpec, PrepareError, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
 };
 use latile_runtime::format::{Model, Role};
 use latile_runtime::graph::{Graph, Port, ShapeError, ValueId, ValueKind};
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The backend's name.
 const NAME: &str = "cpu";
+/// The way of running that stores every map whole.
+const WHOLE: &str = "whole";
 
 /// Why the CPU backend could not be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +73,7 @@ impl CpuBackend {
         self.level.isa()
     }
 
-    /// As [`Backend::prepare`], by its own type, which also times layers.
+    /// As [`Backend::prepare`] with all the room it wants, by its own type, which also times layers.
     ///
     /// # Errors
     /// [`PrepareError`]; nothing is left behind.
@@ -82,17 +84,31 @@ impl CpuBackend {
         height: usize,
         width: usize,
     ) -> Result<CpuSession<'m>, PrepareError> {
+        self.session_in(model, role, height, width, Room::default())
+    }
+
+    /// As [`Backend::prepare`], by its own type, which also times layers.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; nothing is left behind.
+    pub fn session_in<'m>(
+        &self,
+        model: &'m Model,
+        role: Role,
+        height: usize,
+        width: usize,
+        room: Room,
+    ) -> Result<CpuSession<'m>, PrepareError> {
         let component = model.load(role)?;
         let graph = &component.spec().graph;
-        let maps = graph
-            .inputs
-            .iter()
-            .filter(|p| matches!(graph.kind(p.value), ValueKind::Map(_)))
-            .count();
-        let shapes = graph.infer(&vec![(height, width); maps])?;
+        let shapes = shapes(graph, height, width)?;
         let threads = self.pool.threads();
         let dtype = model.manifest().precision.dtype();
         let program = lower(component, &shapes, dtype, self.level, threads)?;
+        if let Some(limit) = room.arena.filter(|limit| *limit < program.arena_bytes) {
+            let smallest = program.arena_bytes;
+            return Err(PrepareError::NoRoom { role, height, width, limit, smallest });
+        }
         let mut arena = Arena::new(program.arena_bytes)?;
         program.fill_tables(&mut arena).map_err(|e| PrepareError::Unsupported {
             backend: NAME.to_owned(),
@@ -105,6 +121,7 @@ impl CpuBackend {
             isa: self.level.isa().name().to_owned(),
             threads,
             arena_bytes: arena.bytes(),
+            way: WHOLE.to_owned(),
             weight_bytes,
             macs: graph.macs(&shapes),
         };
@@ -125,6 +142,13 @@ impl CpuBackend {
             broken: None,
         })
     }
+}
+
+/// The shapes of a graph's values with all its map inputs at `height × width`.
+fn shapes(graph: &Graph, height: usize, width: usize) -> Result<Vec<Shape>, ShapeError> {
+    let is_map = |p: &&Port| matches!(graph.kind(p.value), ValueKind::Map(_));
+    let maps = graph.inputs.iter().filter(is_map).count();
+    graph.infer(&vec![(height, width); maps])
 }
 
 /// A port's description; its elements are known to be countable.
@@ -160,14 +184,37 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn offers(
+        &self,
+        model: &Model,
+        role: Role,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Offer>, PrepareError> {
+        let component = model.load(role)?;
+        let graph = &component.spec().graph;
+        let shapes = shapes(graph, height, width)?;
+        let dtype = model.manifest().precision.dtype();
+        let program = lower(component, &shapes, dtype, self.level, self.pool.threads())?;
+        let weight_bytes: usize = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
+        Ok(vec![Offer {
+            way: WHOLE.to_owned(),
+            arena_bytes: program.arena_bytes,
+            macs: graph.macs(&shapes),
+            weights_kept: weight_bytes,
+            weights_dropped: weight_bytes,
+        }])
+    }
+
     fn prepare<'m>(
         &self,
         model: &'m Model,
         role: Role,
         height: usize,
         width: usize,
+        room: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        Ok(Box::new(self.session(model, role, height, width)?))
+        Ok(Box::new(self.session_in(model, role, height, width, room)?))
     }
 }
 

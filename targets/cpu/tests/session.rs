@@ -10,7 +10,7 @@ use compare::{inputs, run};
 use latile_cpu::isa::Level;
 use latile_cpu::reference;
 use latile_cpu::session::CpuBackend;
-use latile_runtime::backend::{Backend, PrepareError, RunError, Session};
+use latile_runtime::backend::{Backend, PrepareError, Room, RunError, Session};
 use latile_runtime::format::{ModelError, Role};
 use latile_runtime::graph::ShapeError;
 use latile_runtime::tensor::DType;
@@ -48,7 +48,7 @@ fn what_is_planned_is_what_is_used() {
     net.output("y", y);
     let model = net.model();
     let backend = CpuBackend::new(2, Level::best()).unwrap();
-    let session = backend.prepare(&model, Role::Decoder, 256, 256).unwrap();
+    let session = backend.prepare(&model, Role::Decoder, 256, 256, Room::default()).unwrap();
     let stats = session.stats();
     let map = |c: usize| 512 * 512 * c * 2;
     // The 256-channel input, the first convolution's output and the shortcut live together; the second
