@@ -20,6 +20,7 @@ use super::conv_band::{Band, Bytes, Cells, Floats};
 use super::conv_epilogue::{Dequantize, Epilogue, Read, Write};
 pub use super::conv_plan::ConvPlan;
 use super::conv_plan::{Family, round_up};
+pub use super::conv_rows::{Rows, Window};
 pub use super::conv_shape::{ConvShape, MAX_KERNEL_ROWS};
 use super::conv_tile::TileJob;
 use super::{Output, SharedMut, Source, StepError, check_len};
@@ -130,7 +131,23 @@ pub fn conv2d(
     args: ConvArgs<'_>,
     scratch: &mut [f32],
 ) -> Result<(), StepError> {
-    check(plan, pool, &args, scratch)?;
+    conv2d_rows(plan, pool, args, &Rows::all(plan), scratch)
+}
+
+/// Runs a part of a convolution, as [`conv2d`] runs all of it; the result is the same, bit for bit, and
+/// so are the sums once every row has been computed.
+///
+/// # Errors
+/// As [`conv2d`], and [`StepError::Shape`] when the rows are no part of the plan's partition or not held
+/// by the operands.
+pub fn conv2d_rows(
+    plan: &ConvPlan,
+    pool: &Pool,
+    args: ConvArgs<'_>,
+    rows: &Rows,
+    scratch: &mut [f32],
+) -> Result<(), StepError> {
+    check(plan, pool, &args, rows, scratch)?;
     let out = match args.out {
         Output::F32(x) => Write::F32(x.as_mut_ptr()),
         Output::F16(x) => Write::F16(x.as_mut_ptr()),
@@ -149,12 +166,18 @@ pub fn conv2d(
         },
         output_scale: args.output_scale,
         out,
+        out_rows: rows.out,
+        residual_rows: match args.residual {
+            Residual::Of(_) => rows.residual,
+            Residual::None | Residual::InPlace => rows.out,
+        },
     };
     let (head, rest) = scratch.split_at_mut(plan.head_len());
     let common = Run {
         plan,
         pool,
         segments: args.segments,
+        rows,
         activation: args.activation,
         epilogue,
         weights: Shared(std::ptr::null()),
@@ -162,16 +185,15 @@ pub fn conv2d(
         direct: None,
         scratch: SharedMut(rest.as_mut_ptr()),
     };
-    let direct = || direct(plan, &args.segments[0], args.activation).map(|x| Shared(x.as_ptr()));
+    let float = |weights: *const u8| {
+        let direct = direct(plan, &args.segments[0], args.activation)
+            .filter(|_| rows.inputs[0] == Window::WHOLE)
+            .map(|x| Shared(x.as_ptr()));
+        Run { weights: Shared(weights), direct, ..common }.run(Floats)
+    };
     let outcome = match (args.weights, plan.family) {
-        (Weights::F32(x), _) => {
-            let weights = Shared(x.as_ptr().cast());
-            Run { weights, direct: direct(), ..common }.run(Floats)
-        }
-        (Weights::F16(x), _) => {
-            let weights = Shared(x.as_ptr().cast());
-            Run { weights, direct: direct(), ..common }.run(Floats)
-        }
+        (Weights::F32(x), _) => float(x.as_ptr().cast()),
+        (Weights::F16(x), _) => float(x.as_ptr().cast()),
         (Weights::I8(x), family) => {
             let signed = matches!(family, Family::Int8(kernel) if kernel.signed);
             let zero = i32::from(x.range.zero_point) - if signed { 128 } else { 0 };
@@ -216,11 +238,13 @@ fn fill_head<'a>(
     (factor, Dequantize { correction, worth })
 }
 
-/// A checked convolution.
+/// A checked convolution, or a part of one.
+#[derive(Clone, Copy)]
 struct Run<'a> {
     plan: &'a ConvPlan,
     pool: &'a Pool,
     segments: &'a [Segment<'a>],
+    rows: &'a Rows,
     activation: Activation,
     epilogue: Epilogue<'a>,
     weights: Shared<u8>,
@@ -241,6 +265,7 @@ impl Run<'_> {
         let band = Band {
             shape,
             segments: self.segments,
+            windows: &self.rows.inputs,
             activation: self.activation,
             level: plan.level,
             cells,
@@ -261,18 +286,23 @@ impl Run<'_> {
         };
         let shared_band = b.whole && self.direct.is_none();
         if shared_band {
-            // Each task writes a row of its own.
-            self.pool.run(b.ring, &|v, _| fill(self.scratch, v, 0, b.band_cols))?;
+            // Each task writes a row of its own: there are no more of them than the ring has.
+            let [from, to] = self.rows.y;
+            let first = from * sy;
+            let needed = (to - 1) * sy + kh - first;
+            self.pool.run(needed, &|i, _| fill(self.scratch, first + i, 0, b.band_cols))?;
         }
         let panels = shape.n.div_ceil(16);
         let task_panels = b.channels.div_ceil(16);
         let parts = panels.div_ceil(task_panels);
         let col_blocks = ow.div_ceil(b.cols);
-        let row_blocks = oh.div_ceil(b.rows);
+        let first_block = self.rows.y[0] / b.rows;
+        let row_blocks = self.rows.y[1].div_ceil(b.rows) - first_block;
         let widened = matches!(plan.family, Family::Float(kernel) if kernel.widen)
             .then(|| registry::matmul(plan.level, WeightType::F32));
         self.pool.run(row_blocks * col_blocks * parts, &|task, worker| {
             let (block, part) = (task / parts, task % parts);
+            let block = first_block * col_blocks + block;
             let (row_block, col_block) = (block / col_blocks, block % col_blocks);
             let y = [row_block * b.rows, oh.min((row_block + 1) * b.rows)];
             let x = [col_block * b.cols, ow.min((col_block + 1) * b.cols)];
@@ -360,10 +390,12 @@ pub fn observe(
     activation: Activation,
     see: &mut dyn FnMut(&[f32]),
 ) -> Result<(), StepError> {
-    check_segments(&plan.shape, segments)?;
+    let rows = Rows::all(plan);
+    check_segments(plan, segments, &rows)?;
     let shape =
         ConvShape { kernel: [1, 1], stride: [1, 1], pads: [0; 4], upsample: false, ..plan.shape };
-    let band = Band { shape: &shape, segments, activation, level: plan.level, cells: Floats };
+    let (windows, level) = (&rows.inputs, plan.level);
+    let band = Band { shape: &shape, segments, windows, activation, level, cells: Floats };
     let mut row = vec![0.0; shape.w * shape.c];
     for y in 0..shape.h {
         band.fill_row(y, 0, &mut row);
@@ -407,7 +439,8 @@ fn direct<'a>(plan: &ConvPlan, segment: &Segment<'a>, activation: Activation) ->
 }
 
 /// Checks the tensors that a convolution reads.
-fn check_segments(shape: &ConvShape, segments: &[Segment<'_>]) -> Result<(), StepError> {
+fn check_segments(plan: &ConvPlan, segments: &[Segment<'_>], rows: &Rows) -> Result<(), StepError> {
+    let shape = &plan.shape;
     let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
     if segments.is_empty() || segments.len() > MAX_SEGMENTS {
         return refuse(format!(
@@ -419,9 +452,8 @@ fn check_segments(shape: &ConvShape, segments: &[Segment<'_>]) -> Result<(), Ste
     if channels != shape.c || segments.iter().any(|s| s.channels == 0) {
         return refuse(format!("the segments have {channels} channels, the shape {}", shape.c));
     }
-    for segment in segments {
-        let expected = shape.h * shape.w * segment.channels;
-        check_len(STEP, "input", segment.data.len(), expected)?;
+    for (i, segment) in segments.iter().enumerate() {
+        rows.check_input(plan, i, segment.channels, segment.data.len())?;
         if let Some((scale, shift)) = segment.norm {
             check_len(STEP, "norm scale", scale.len(), segment.channels)?;
             check_len(STEP, "norm shift", shift.len(), segment.channels)?;
@@ -435,11 +467,13 @@ fn check(
     plan: &ConvPlan,
     pool: &Pool,
     args: &ConvArgs<'_>,
+    rows: &Rows,
     scratch: &[f32],
 ) -> Result<(), StepError> {
     let shape = &plan.shape;
     let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
-    check_segments(shape, args.segments)?;
+    rows.check_part(plan)?;
+    check_segments(plan, args.segments, rows)?;
     let packed = shape.n.div_ceil(16) * plan.depth() * 16;
     match (args.weights, plan.family) {
         (Weights::F32(w), Family::Float(k)) if k.weights == WeightType::F32 => {
@@ -464,10 +498,11 @@ fn check(
     if let Some(add) = args.add {
         check_len(STEP, "add", add.len(), shape.n)?;
     }
-    if let Residual::Of(residual) = args.residual {
-        check_len(STEP, "residual", residual.len(), shape.out_len())?;
-    }
-    check_len(STEP, "output", args.out.len(), shape.out_len())?;
+    let residual = match args.residual {
+        Residual::Of(residual) => Some(residual.len()),
+        Residual::None | Residual::InPlace => None,
+    };
+    rows.check_outputs(plan, args.out.len(), residual)?;
     if let Some(sums) = &args.sums {
         check_len(STEP, "sums", sums.len(), plan.sums().len())?;
     }

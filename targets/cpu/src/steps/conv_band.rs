@@ -4,7 +4,8 @@
 use half::f16;
 
 use super::Source;
-use super::conv::{Activation, ConvShape, Segment};
+use super::conv::{Activation, ConvShape, MAX_SEGMENTS, Segment};
+use super::conv_rows::Window;
 use super::element::Element;
 use crate::isa::Level;
 use crate::kernels::dot::GROUP;
@@ -86,6 +87,8 @@ impl<const SIGNED: bool> Cells for Bytes<'_, SIGNED> {
 pub(super) struct Band<'a, C> {
     pub(super) shape: &'a ConvShape,
     pub(super) segments: &'a [Segment<'a>],
+    /// The rows that each segment holds.
+    pub(super) windows: &'a [Window; MAX_SEGMENTS],
     pub(super) activation: Activation,
     pub(super) level: Level,
     pub(super) cells: C,
@@ -136,9 +139,10 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
     fn run<S: Simd>(self, s: S) {
         let shape = self.band.shape;
         let mut first = 0;
-        for segment in self.band.segments {
+        let shrink = usize::from(shape.upsample);
+        for (segment, window) in self.band.segments.iter().zip(self.band.windows) {
             let row = Row {
-                y: self.y,
+                y: window.row(self.y >> shrink),
                 x: self.x,
                 first,
                 shape,
@@ -159,7 +163,9 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
 
 /// One segment's part of a row.
 struct Row<'a, C> {
+    /// Row of the segment as it is held.
     y: usize,
+    /// First column of the input as seen.
     x: usize,
     /// The segment's first channel in the band.
     first: usize,
@@ -175,7 +181,7 @@ impl<C: Cells> Row<'_, C> {
         let shrink = usize::from(self.shape.upsample);
         let pitch = self.cells.pitch(self.shape.c);
         let n = self.channels;
-        let row = &data[(self.y >> shrink) * self.shape.w * n..];
+        let row = &data[self.y * self.shape.w * n..];
         if C::ALIKE && shrink == 0 && n == pitch && self.norm.is_none() {
             // One contiguous run.
             let len = dst.len();

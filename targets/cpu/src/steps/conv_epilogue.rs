@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use super::conv_rows::Window;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// A tensor by its address.
@@ -40,6 +41,9 @@ pub(super) struct Epilogue<'a> {
     pub(super) residual: Option<Read>,
     pub(super) output_scale: f32,
     pub(super) out: Write,
+    /// The rows that the output and the residual hold.
+    pub(super) out_rows: Window,
+    pub(super) residual_rows: Window,
 }
 
 // SAFETY: tasks write disjoint parts of `out` and of nothing else; a residual at the same
@@ -51,20 +55,50 @@ unsafe impl Sync for Epilogue<'_> {}
 /// Neighbouring pixels of one output row, and some panels of their channels.
 #[derive(Clone, Copy)]
 pub(super) struct Patch {
-    /// The first pixel's number in the output.
+    /// The first pixel's number in the output, and in the residual.
     pub(super) pixel: usize,
+    pub(super) residual: usize,
     pub(super) pixels: usize,
     /// The first panel.
     pub(super) panel: usize,
     pub(super) panels: usize,
 }
 
+impl Patch {
+    /// Moves behind its pixels.
+    #[inline(always)]
+    pub(super) const fn advance(&mut self) {
+        self.pixel += self.pixels;
+        self.residual += self.pixels;
+        self.pixels = 0;
+    }
+}
+
 impl Epilogue<'_> {
+    /// The patch without pixels that begins at row `y`, column `x` of an output `width` wide.
+    #[inline(always)]
+    pub(super) const fn patch(
+        &self,
+        [y, x]: [usize; 2],
+        width: usize,
+        panel: usize,
+        panels: usize,
+    ) -> Patch {
+        Patch {
+            pixel: self.out_rows.row(y) * width + x,
+            residual: self.residual_rows.row(y) * width + x,
+            pixels: 0,
+            panel,
+            panels,
+        }
+    }
+
     /// Asks for what [`Epilogue::finish`] will read and write, so that it is there when the sums are: the
     /// pixels of a patch lie too far apart for the processor to foresee.
     #[inline(always)]
     pub(super) fn announce<S: Simd>(&self, s: S, patch: &Patch) {
         let mut index = patch.pixel * self.n + patch.panel * LANES;
+        let mut other = patch.residual * self.n + patch.panel * LANES;
         let out = match self.out {
             Write::F32(p) => Read::F32(p.cast_const()),
             Write::F16(p) => Read::F16(p.cast_const()),
@@ -72,9 +106,10 @@ impl Epilogue<'_> {
         for _ in 0..patch.pixels {
             out.prefetch(s, index, patch.panels);
             if let Some(r) = self.residual {
-                r.prefetch(s, index, patch.panels);
+                r.prefetch(s, other, patch.panels);
             }
             index += self.n;
+            other += self.n;
         }
     }
 
@@ -100,6 +135,7 @@ impl Epilogue<'_> {
                 first,
                 lanes: LANES.min(self.n - first),
                 index: patch.pixel * self.n + first,
+                residual: patch.residual * self.n + first,
                 pixels: patch.pixels,
                 sums,
             };
@@ -129,8 +165,9 @@ struct Strip<'a> {
     /// The first channel.
     first: usize,
     lanes: usize,
-    /// The first element of the output.
+    /// The first element of the output, and of the residual.
     index: usize,
+    residual: usize,
     pixels: usize,
     sums: Option<*mut f64>,
 }
@@ -215,6 +252,7 @@ impl Strip<'_> {
             }
             let mut acc = self.acc;
             let mut index = self.index;
+            let mut other = self.residual;
             for _ in 0..self.pixels {
                 let mut v = if INT8 {
                     s.mul(s.float_of(s.sub_i(s.load_i(acc.cast()), correction)), worth)
@@ -223,7 +261,8 @@ impl Strip<'_> {
                 };
                 v = s.add(v, bias);
                 if let Some(r) = residual {
-                    v = s.add(v, R::load::<S, FULL>(s, r.add(index), lanes));
+                    v = s.add(v, R::load::<S, FULL>(s, r.add(other), lanes));
+                    other += e.n;
                 }
                 if scaled {
                     v = s.mul(v, scale);

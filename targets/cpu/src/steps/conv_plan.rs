@@ -19,6 +19,8 @@ pub struct ConvPlan {
     pub(super) level: Level,
     pub(super) family: Family,
     pub(super) blocking: Blocking,
+    /// The most output rows of one call.
+    strip: usize,
 }
 
 /// The micro-kernels of a convolution. Both kinds read a band in units of four bytes, one `f32`
@@ -217,7 +219,31 @@ impl ConvPlan {
 
     fn of(shape: ConvShape, family: Family, level: Level) -> Result<Self, StepError> {
         shape.check()?;
-        Ok(ConvPlan { shape, level, family, blocking: Blocking::new(&shape, family) })
+        let strip = shape.out()[0];
+        Ok(ConvPlan { shape, level, family, blocking: Blocking::new(&shape, family), strip })
+    }
+
+    /// The same convolution, computed in strips of at most `rows` output rows, rounded up to whole
+    /// blocks: it then needs no more scratch than a strip does. The partition, and with it every bit of
+    /// the result and its sums, stays.
+    #[must_use]
+    pub fn in_strips(mut self, rows: usize) -> Self {
+        let height = self.shape.out()[0];
+        self.strip = rows.next_multiple_of(self.blocking.rows).min(height);
+        if self.blocking.whole {
+            self.blocking.ring = (self.strip - 1) * self.shape.stride[0] + self.shape.kernel[0];
+        }
+        self
+    }
+
+    /// The most output rows of one call.
+    pub const fn strip_rows(&self) -> usize {
+        self.strip
+    }
+
+    /// Output rows that are summed together: strips consist of whole blocks.
+    pub const fn block_rows(&self) -> usize {
+        self.blocking.rows
     }
 
     /// The shape.

@@ -61,6 +61,16 @@ impl ConvShape {
         ]
     }
 
+    /// The rows of the input, before upsampling, that output rows `y` (from and to) read.
+    pub fn input_rows(&self, y: [usize; 2]) -> [usize; 2] {
+        let shrink = usize::from(self.upsample);
+        let seen = self.seen()[0];
+        let first = (y[0] * self.stride[0]).saturating_sub(self.pads[0]).min(seen - 1);
+        let last = (y[1] - 1) * self.stride[0] + self.kernel[0];
+        let last = last.saturating_sub(self.pads[0]).clamp(first + 1, seen);
+        [first >> shrink, ((last - 1) >> shrink) + 1]
+    }
+
     /// Elements of the output.
     pub const fn out_len(&self) -> usize {
         let [h, w] = self.out();

@@ -169,13 +169,14 @@ impl Kernel for TileJob<'_> {
                         c_stride: 4 * LANES * panels,
                         accumulate: usize::from(!first),
                     };
-                    let mut patch = Patch { pixel: y * ow + self.x[0], pixels: 0, panel, panels };
+                    let mut patch = self.epilogue.patch([y, self.x[0]], ow, panel, panels);
                     let mut patch_sums = units.c;
                     for t in 0..tiles {
                         let width = narrow + usize::from(t < wider);
                         if last {
-                            let pixel = patch.pixel + patch.pixels;
-                            self.epilogue.announce(s, &Patch { pixel, pixels: width, ..patch });
+                            let mut next = patch;
+                            next.advance();
+                            self.epilogue.announce(s, &Patch { pixels: width, ..next });
                         }
                         // SAFETY: conv2d laid out the band, the weights and the sums for all
                         // rows, columns and panels of the job, and checked their lengths; the
@@ -188,8 +189,7 @@ impl Kernel for TileJob<'_> {
                             patch.pixels += width;
                             if last && (patch.pixels >= FINISH_PIXELS || t + 1 == tiles) {
                                 self.epilogue.finish(s, &patch, patch_sums, self.sums);
-                                patch.pixel += patch.pixels;
-                                patch.pixels = 0;
+                                patch.advance();
                                 if whole {
                                     units.c = patch_sums;
                                 }

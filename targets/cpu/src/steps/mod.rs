@@ -11,6 +11,7 @@ pub mod conv;
 mod conv_band;
 mod conv_epilogue;
 mod conv_plan;
+mod conv_rows;
 mod conv_shape;
 mod conv_tile;
 mod element;
