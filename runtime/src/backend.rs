@@ -126,6 +126,12 @@ pub enum RunError {
         /// The layer.
         layer: String,
     },
+    /// Layers' inputs were to be seen in a session that does not store them.
+    #[error("a session that runs {way} cannot show its layers' inputs; prepare one with more room")]
+    Unobservable {
+        /// How it runs.
+        way: String,
+    },
     /// The result holds NaN or infinity.
     #[error("{port}: the result is not finite; the model or its input is damaged")]
     NonFinite {

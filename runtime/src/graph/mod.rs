@@ -9,7 +9,7 @@ mod infer;
 mod op;
 mod validate;
 
-pub use arena_plan::{ArenaPlan, Lifetime, plan_arena};
+pub use arena_plan::{ArenaPlan, Lifetime, Overlay, plan_arena};
 pub use infer::ShapeError;
 pub use op::{Op, Pad, Quant, QuantRange};
 pub use validate::{GraphError, MAX_NODES};

@@ -5,13 +5,13 @@
 //! Lowering and kernels live elsewhere in this crate.
 
 use crate::isa::{Isa, IsaError, Level};
-use crate::lower::{Program, lower};
+use crate::lower::{Pass, Program, Search, Setup, Strip, Way, fastest_within};
 use crate::pool::{Pool, PoolError};
 use crate::steps::StepError;
 use latile_runtime::backend::{
     Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
 };
-use latile_runtime::format::{Model, Role};
+use latile_runtime::format::{LoadedComponent, Model, Role};
 use latile_runtime::graph::{Graph, Port, ShapeError, ValueId, ValueKind};
 use latile_runtime::tensor::{Arena, Shape};
 use std::sync::Arc;
@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 
 /// The backend's name.
 const NAME: &str = "cpu";
-/// The way of running that stores every map whole.
-const WHOLE: &str = "whole";
 
 /// Why the CPU backend could not be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,12 +101,11 @@ impl CpuBackend {
         let graph = &component.spec().graph;
         let shapes = shapes(graph, height, width)?;
         let threads = self.pool.threads();
-        let dtype = model.manifest().precision.dtype();
-        let program = lower(component, &shapes, dtype, self.level, threads)?;
-        if let Some(limit) = room.arena.filter(|limit| *limit < program.arena_bytes) {
-            let smallest = program.arena_bytes;
-            return Err(PrepareError::NoRoom { role, height, width, limit, smallest });
-        }
+        let setup = self.setup(model, component, &shapes);
+        let (way, program) = fastest_within(setup, room.arena)?.map_err(|smallest| {
+            let limit = room.arena.unwrap_or(usize::MAX);
+            PrepareError::NoRoom { role, height, width, limit, smallest }
+        })?;
         let mut arena = Arena::new(program.arena_bytes)?;
         program.fill_tables(&mut arena).map_err(|e| PrepareError::Unsupported {
             backend: NAME.to_owned(),
@@ -121,9 +118,9 @@ impl CpuBackend {
             isa: self.level.isa().name().to_owned(),
             threads,
             arena_bytes: arena.bytes(),
-            way: WHOLE.to_owned(),
+            way: way.name(),
             weight_bytes,
-            macs: graph.macs(&shapes),
+            macs: program.macs(),
         };
         log::info!(
             "{role} at {height}x{width}: {} steps, arena {} bytes, {NAME} {}, {threads} threads",
@@ -141,6 +138,19 @@ impl CpuBackend {
             seconds: None,
             broken: None,
         })
+    }
+}
+
+impl CpuBackend {
+    fn setup<'m, 'a>(
+        &self,
+        model: &Model,
+        component: LoadedComponent<'m>,
+        shapes: &'a [Shape],
+    ) -> Setup<'m, 'a> {
+        let dtype = model.manifest().precision.dtype();
+        let threads = self.pool.threads();
+        Setup { component, shapes, dtype, level: self.level, threads }
     }
 }
 
@@ -194,16 +204,16 @@ impl Backend for CpuBackend {
         let component = model.load(role)?;
         let graph = &component.spec().graph;
         let shapes = shapes(graph, height, width)?;
-        let dtype = model.manifest().precision.dtype();
-        let program = lower(component, &shapes, dtype, self.level, self.pool.threads())?;
         let weight_bytes: usize = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
-        Ok(vec![Offer {
-            way: WHOLE.to_owned(),
-            arena_bytes: program.arena_bytes,
-            macs: graph.macs(&shapes),
+        let offer = |way: &Way| Offer {
+            way: way.name(),
+            arena_bytes: way.arena_bytes,
+            macs: way.macs,
             weights_kept: weight_bytes,
             weights_dropped: weight_bytes,
-        }])
+        };
+        let ways = Search::new(self.setup(model, component, &shapes)).ways()?;
+        Ok(ways.iter().map(offer).collect())
     }
 
     fn prepare<'m>(
@@ -287,13 +297,16 @@ impl CpuSession<'_> {
     /// May allocate.
     ///
     /// # Errors
-    /// As [`Session::run`].
+    /// As [`Session::run`], and [`RunError::Unobservable`] where values are streamed: they are never whole.
     pub fn run_observed(
         &mut self,
         inputs: &[&[f32]],
         outputs: &mut [&mut [f32]],
         observer: &mut dyn FnMut(&str, usize, &[f32]),
     ) -> Result<(), RunError> {
+        if !self.program.is_whole() {
+            return Err(RunError::Unobservable { way: self.stats.way.clone() });
+        }
         self.checked_run(inputs, outputs, Some(observer))
     }
 
@@ -330,16 +343,35 @@ impl CpuSession<'_> {
                 .take_in(*port, tensor, &mut self.arena, &self.pool)
                 .map_err(|e| bug(&spec.name, &e))?;
         }
-        for (i, step) in program.steps.iter().enumerate() {
-            if let Some(observer) = &mut observer {
-                program
-                    .observe_step(step, &mut self.arena, &mut |c, row| observer(&step.name, c, row))
-                    .map_err(|e| bug(&step.name, &e))?;
-            }
-            let start = self.seconds.is_some().then(Instant::now);
-            program.run_step(step, &mut self.arena, &self.pool).map_err(|e| bug(&step.name, &e))?;
-            if let (Some(start), Some(seconds)) = (start, &mut self.seconds) {
-                seconds[i] = start.elapsed();
+        if let Some(seconds) = &mut self.seconds {
+            seconds.fill(Duration::ZERO);
+        }
+        for pass in &program.passes {
+            let one = [Strip { step: 0, y: [0, 0] }];
+            let (first, order) = match pass {
+                Pass::One(step) => (*step, &one[..]),
+                Pass::Streamed { first, order } => (*first, &order[..]),
+            };
+            for strip in order {
+                let i = first + strip.step;
+                let step = &program.steps[i];
+                if let Some(observer) = &mut observer {
+                    program
+                        .observe_step(step, &mut self.arena, &mut |c, row| {
+                            observer(&step.name, c, row);
+                        })
+                        .map_err(|e| bug(&step.name, &e))?;
+                }
+                let start = self.seconds.is_some().then(Instant::now);
+                let (arena, pool) = (&mut self.arena, &self.pool);
+                match pass {
+                    Pass::One(_) => program.run_step(step, arena, pool),
+                    Pass::Streamed { .. } => program.run_strip(step, strip.y, arena, pool),
+                }
+                .map_err(|e| bug(&step.name, &e))?;
+                if let (Some(start), Some(seconds)) = (start, &mut self.seconds) {
+                    seconds[i] += start.elapsed();
+                }
             }
         }
         for ((tensor, port), spec) in outputs.iter_mut().zip(&program.outputs).zip(&self.outputs) {

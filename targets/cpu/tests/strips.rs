@@ -1,5 +1,6 @@
 //! A convolution in strips, from and to rings of lines, against the same convolution at once: equal to the
 //! bit, sums included, on every instruction set.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,10 +1,12 @@
 //! Jobs to steps: sizes, buffers, lifetimes, weights.
 
-use super::fuse::{Chain, Job, Kind, Stage, fuse};
+use super::fuse::{Chain, Job, Kind, Stage};
+use super::passes::{Part, passes};
 use super::program::{
-    Action, Addend, AttentionStep, Bound, BufferId, Coefficients, ConvStep, Inputs, LinearStep,
-    NormStep, Place, PointwiseStep, Program, Step, Table,
+    Action, Addend, AttentionStep, Bound, BufferId, Coefficients, ConvStep, Hold, Holds, Inputs,
+    LinearStep, NormStep, Pass, Place, PointwiseStep, Program, Step, Table,
 };
+use super::schedule::{Read, Worker, distance, schedule};
 use crate::isa::Level;
 use crate::registry::WeightType;
 use crate::steps::StepError;
@@ -17,37 +19,39 @@ use crate::steps::vector;
 use half::slice::HalfBitsSliceExt;
 use latile_runtime::backend::PrepareError;
 use latile_runtime::format::LoadedComponent;
-use latile_runtime::graph::{Graph, Lifetime, Op, Quant, ValueId, ValueKind, WeightId, plan_arena};
-use latile_runtime::tensor::{ArenaError, DType, Shape};
+use latile_runtime::graph::{
+    ArenaPlan, Graph, Lifetime, Op, Overlay, Quant, QuantRange, ValueId, ValueKind, WeightId,
+    plan_arena,
+};
+use latile_runtime::tensor::{ALIGN, ArenaError, DType, Shape};
+
+mod convs;
+use convs::ConvPlace;
 
 // Weights are little-endian in the file and used where they lie.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// Lowers `component`, whose values have the given shapes, for `threads` workers.
+/// Lowers `component`, whose values have the given shapes, for `threads` workers. `jobs` are those of its
+/// graph; values marked in `streamed` are not stored.
 ///
 /// # Errors
 /// [`PrepareError::Unsupported`] where a layer cannot be computed, [`PrepareError::Arena`] where the
 /// buffers exceed the address space.
 pub(crate) fn lower<'m>(
     component: LoadedComponent<'m>,
-    shapes: &[Shape],
-    dtype: DType,
+    jobs: &[Job],
+    streamed: &[bool],
+    (shapes, dtype): (&[Shape], DType),
     level: Level,
     threads: usize,
 ) -> Result<Program<'m>, PrepareError> {
     let graph = &component.spec().graph;
-    let jobs = fuse(graph);
+    let passes = passes(graph, jobs, streamed);
     let mut last_read = vec![None; graph.values.len()];
-    let mut wants_sums = vec![false; graph.values.len()];
-    for (i, job) in jobs.iter().enumerate() {
-        for v in job.reads(graph) {
-            last_read[v.index()] = Some(i);
-        }
-        if let Kind::Conv { chain, .. } | Kind::Pointwise { chain, .. } = &job.kind
-            && matches!(chain.stage, Some(Stage::GroupNorm { .. }))
-        {
-            for v in &chain.segments {
-                wants_sums[v.index()] = true;
+    for (i, pass) in passes.iter().enumerate() {
+        for part in pass {
+            for v in jobs[part.job].reads(graph) {
+                last_read[v.index()] = Some(i);
             }
         }
     }
@@ -62,26 +66,33 @@ pub(crate) fn lower<'m>(
         level,
         threads,
         last_read,
-        wants_sums,
         is_port: is_port(graph),
         values: vec![None; graph.values.len()],
         sums: vec![None; graph.values.len()],
         coefficients: Vec::new(),
         lifetimes: Vec::new(),
         dtypes: Vec::new(),
+        rings: vec![None; graph.values.len()],
+        overlays: Vec::new(),
+        moment: 0,
         steps: Vec::new(),
+        passes: Vec::new(),
         tables: Vec::new(),
         stored: Vec::new(),
+        whole: Vec::new(),
     };
-    // Moment 0 is when inputs arrive, moment i + 1 when step i runs, the last when outputs leave.
+    // Moment 0 is when inputs arrive, each step or pass has the next one, the last is when outputs leave.
     let mut inputs = Vec::new();
     for port in &graph.inputs {
         inputs.push(builder.store(port.value, 0));
     }
-    for (i, job) in jobs.iter().enumerate() {
-        builder.job(i, job)?;
+    for (i, pass) in passes.iter().enumerate() {
+        match &pass[..] {
+            [only] if only.stored => builder.job(i, &jobs[only.job], only.sums)?,
+            _ => builder.pass(i, pass, jobs)?,
+        }
     }
-    let end = builder.steps.len() + 1;
+    let end = builder.now();
     let outputs = graph.outputs.iter().map(|p| builder.bound(p.value, end)).collect();
     builder.finish(inputs, outputs)
 }
@@ -102,10 +113,8 @@ struct Builder<'m, 'a> {
     dtype: DType,
     level: Level,
     threads: usize,
-    /// The last job that reads each value.
+    /// The last pass that reads each value.
     last_read: Vec<Option<usize>>,
-    /// Values that a GroupNorm follows.
-    wants_sums: Vec<bool>,
     /// Values that enter or leave, which are stored in f32 whatever the precision: a codebook's search
     /// and the caller see what was given and computed, not what f16 makes of it, and ports are small.
     is_port: Vec<bool>,
@@ -118,9 +127,18 @@ struct Builder<'m, 'a> {
     lifetimes: Vec<Lifetime>,
     /// How each buffer that holds a value stores it.
     dtypes: Vec<DType>,
+    /// Lines of the ring that a value passes through, where it is not stored whole.
+    rings: Vec<Option<usize>>,
+    /// Stored maps of one pass of which one may take the other's memory.
+    overlays: Vec<Overlay>,
+    /// Steps and passes so far.
+    moment: usize,
     steps: Vec<Step<'m>>,
+    passes: Vec<Pass>,
     tables: Vec<Table<'m>>,
     stored: Vec<ValueId>,
+    /// Which buffer stores which value whole.
+    whole: Vec<(BufferId, ValueId)>,
 }
 
 /// What an output lies in, and what is added to it.
@@ -132,7 +150,7 @@ struct Written {
 impl<'m> Builder<'m, '_> {
     /// The moment at which the next step runs.
     fn now(&self) -> usize {
-        self.steps.len() + 1
+        self.moment + 1
     }
 
     fn buffer(&mut self, bytes: usize, moment: usize) -> BufferId {
@@ -175,7 +193,10 @@ impl<'m> Builder<'m, '_> {
 
     fn keep(&mut self, value: ValueId, buffer: BufferId) -> Bound {
         self.values[value.index()] = Some(buffer);
-        if self.dtype_of(value) == self.dtype {
+        if self.rings[value.index()].is_none() {
+            self.whole.push((buffer, value));
+        }
+        if self.dtype_of(value) == self.dtype && !self.stored.contains(&value) {
             self.stored.push(value);
         }
         Bound { buffer }
@@ -201,7 +222,15 @@ impl<'m> Builder<'m, '_> {
         }
     }
 
+    /// Adds a step that is a pass of its own.
     fn push(&mut self, node: usize, macs: u64, action: Action<'m>) {
+        self.passes.push(Pass::One(self.steps.len()));
+        self.push_part(node, macs, action);
+        self.moment += 1;
+    }
+
+    /// Adds a step of a pass.
+    fn push_part(&mut self, node: usize, macs: u64, action: Action<'m>) {
         self.steps.push(Step { name: self.graph.nodes[node].name.clone(), macs, action });
     }
 
@@ -255,25 +284,35 @@ impl<'m> Builder<'m, '_> {
         })
     }
 
-    fn job(&mut self, index: usize, job: &Job) -> Result<(), PrepareError> {
+    /// Adds a job that runs alone, in pass `index`.
+    fn job(&mut self, index: usize, job: &Job, sums: bool) -> Result<(), PrepareError> {
         match &job.kind {
-            Kind::Conv { core, chain, add, residual, scale } => {
-                self.conv(index, job.node, *core, chain, *add, *residual, *scale)
+            Kind::Conv { chain, residual, .. } => {
+                self.chain_coefficients(job)?;
+                let plan = self.conv_plan(job)?;
+                let output = self.graph.nodes[job.node].output;
+                let in_place = residual.is_some_and(|v| self.replaceable(index, v, output))
+                    && residual.is_none_or(|v| !chain.segments.contains(&v));
+                let scratch = self.fresh(plan.scratch_len(self.threads), 4);
+                let place = ConvPlace { in_place, lines: None, sums, scratch, holds: false };
+                let (macs, action) = self.conv(job, plan, place)?;
+                self.push(job.core(), macs, action);
+                Ok(())
             }
             Kind::Pointwise { chain, residual } => {
-                self.pointwise(index, job.node, chain, *residual)
+                self.pointwise(index, job.node, chain, *residual, sums)
             }
             Kind::VectorLinear { input, silu } => self.vector_linear(job.node, *input, *silu),
-            Kind::Alone => self.alone(job.node),
+            Kind::Alone => self.alone(index, job.node),
         }
     }
 
-    /// Whether job `index` is the last to read `value`.
+    /// Whether pass `index` is the last to read `value`.
     fn dies(&self, value: ValueId, index: usize) -> bool {
         self.last_read[value.index()] == Some(index)
     }
 
-    /// The chain's inputs, after the steps that make its coefficients.
+    /// The chain's inputs, after the steps that make its coefficients where there are none yet.
     fn inputs(&mut self, node: usize, chain: &Chain) -> Result<Inputs, PrepareError> {
         let coefficients = match chain.stage {
             None => None,
@@ -356,7 +395,12 @@ impl<'m> Builder<'m, '_> {
     }
 
     /// The output of `node`, in `place` where that is given, with room for its sums where they are wanted.
-    fn written(&mut self, node: usize, place: Option<BufferId>, layout: SumsLayout) -> Written {
+    fn written(
+        &mut self,
+        node: usize,
+        place: Option<BufferId>,
+        layout: Option<SumsLayout>,
+    ) -> Written {
         let value = self.graph.nodes[node].output;
         let now = self.now();
         let out = match place {
@@ -366,107 +410,30 @@ impl<'m> Builder<'m, '_> {
             }
             None => self.store(value, now).buffer,
         };
-        let sums = self.wants_sums[value.index()].then(|| {
-            let sums = self.fresh(layout.len(), 8);
-            self.sums[value.index()] = Some((sums, layout));
-            sums
-        });
-        Written { out, sums }
+        Written { out, sums: layout.map(|layout| self.sums_of(value, layout)) }
     }
 
-    #[allow(clippy::too_many_arguments)] // the parts of one `Kind::Conv`
-    fn conv(
-        &mut self,
-        index: usize,
-        node: usize,
-        core: usize,
-        chain: &Chain,
-        add: Option<ValueId>,
-        residual: Option<ValueId>,
-        scale: f32,
-    ) -> Result<(), PrepareError> {
-        let inputs = self.inputs(core, chain)?;
-        let [h, w, _] = self.shape(chain.segments[0]);
-        let (weight, bias, kernel, stride, pads, quant) = match &self.graph.nodes[core].op {
-            Op::Conv2d { weight, bias, kernel, stride, pad, quant } => (
-                *weight,
-                *bias,
-                kernel.map(|v| v as usize),
-                stride.map(|v| v as usize),
-                [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
-                quant.as_ref(),
-            ),
-            Op::Linear { weight, bias, quant } => {
-                (*weight, *bias, [1, 1], [1, 1], [0; 4], quant.as_ref())
-            }
-            _ => unreachable!("the core of a convolution job is one"),
-        };
-        let shape = ConvShape {
-            h,
-            w,
-            c: inputs.channels(),
-            n: self.shape(self.graph.nodes[core].output)[2],
-            kernel,
-            stride,
-            pads,
-            upsample: chain.upsample,
-        };
-        let (weights, plan) = match quant {
-            Some(quant) => {
-                let weights = self.int8(core, weight, quant)?;
-                (Weights::I8(weights), ConvPlan::int8(shape, self.level))
-            }
-            None => {
-                let weights = self.packed(core, weight)?;
-                let dtype = match weights {
-                    Weights::F32(_) => WeightType::F32,
-                    _ => WeightType::F16,
-                };
-                (weights, ConvPlan::new(shape, dtype, self.level))
-            }
-        };
-        let plan = plan.map_err(|e: StepError| self.unsupported(core, &e))?;
-        let add = add.map(|v| self.read(v));
-        let (residual, place) = self.addend(index, self.graph.nodes[node].output, residual, chain);
-        let Written { out, sums } = self.written(node, place, plan.sums());
-        let scratch = self.fresh(plan.scratch_len(self.threads), 4);
-        let step = ConvStep {
-            inputs,
-            weights,
-            ranges: quant.map_or(&[], |q| q.ranges.as_slice()),
-            bias: self.bias(core, bias)?,
-            add,
-            residual,
-            scale,
-            out,
-            sums,
-            scratch,
-            plan,
-        };
-        let macs = self.graph.node_macs(&self.graph.nodes[core], self.shapes);
-        self.push(core, macs, Action::Conv(Box::new(step)));
-        Ok(())
+    /// Room for the sums that the next step leaves of `value`.
+    fn sums_of(&mut self, value: ValueId, layout: SumsLayout) -> BufferId {
+        let sums = self.fresh(layout.len(), 8);
+        self.sums[value.index()] = Some((sums, layout));
+        sums
+    }
+
+    /// Whether `output` may take the place of `value` in pass `index`, as far as these two are concerned.
+    fn replaceable(&self, index: usize, value: ValueId, output: ValueId) -> bool {
+        self.dtype_of(value) == self.dtype_of(output)
+            && self.dies(value, index)
+            && self.rings[value.index()].is_none()
     }
 
     /// The addend, and the buffer of the output where that is the addend's.
-    fn addend(
-        &mut self,
-        index: usize,
-        output: ValueId,
-        residual: Option<ValueId>,
-        chain: &Chain,
-    ) -> (Addend, Option<BufferId>) {
+    fn addend(&mut self, residual: Option<ValueId>, in_place: bool) -> (Addend, Option<BufferId>) {
         let Some(value) = residual else {
             return (Addend::None, None);
         };
         let buffer = self.read(value);
-        // A window reads pixels that another task may already have replaced: never over an input.
-        let alike = self.dtype_of(value) == self.dtype_of(output);
-        if alike && self.dies(value, index) && !chain.segments.contains(&value) {
-            (Addend::InPlace, Some(buffer))
-        } else {
-            (Addend::Of(buffer), None)
-        }
+        if in_place { (Addend::InPlace, Some(buffer)) } else { (Addend::Of(buffer), None) }
     }
 
     fn pointwise(
@@ -475,6 +442,7 @@ impl<'m> Builder<'m, '_> {
         node: usize,
         chain: &Chain,
         residual: Option<ValueId>,
+        sums: bool,
     ) -> Result<(), PrepareError> {
         let inputs = self.inputs(node, chain)?;
         let [h, w, _] = self.shape(chain.segments[0]);
@@ -493,9 +461,11 @@ impl<'m> Builder<'m, '_> {
             let of = residual.map_or(Addend::None, |v| Addend::Of(self.read(v)));
             (of, Some(inputs.segments[0].0))
         } else {
-            self.addend(index, output, residual, chain)
+            // A window reads pixels that another task may already have replaced: never over an input.
+            let free = |v| self.replaceable(index, v, output) && !chain.segments.contains(&v);
+            self.addend(residual, residual.is_some_and(free))
         };
-        let Written { out, sums } = self.written(node, place, shape.sums());
+        let Written { out, sums } = self.written(node, place, sums.then(|| shape.sums()));
         let step = PointwiseStep { shape, inputs, in_place, residual, out, sums };
         self.push(node, 0, Action::Pointwise(step));
         Ok(())
@@ -526,7 +496,7 @@ impl<'m> Builder<'m, '_> {
         Ok(())
     }
 
-    fn alone(&mut self, node: usize) -> Result<(), PrepareError> {
+    fn alone(&mut self, index: usize, node: usize) -> Result<(), PrepareError> {
         let n = &self.graph.nodes[node];
         let now = self.now();
         let mut macs = 0;
@@ -551,10 +521,14 @@ impl<'m> Builder<'m, '_> {
                     .map_err(|e| self.unsupported(node, &e))?;
                 macs = self.graph.node_macs(n, self.shapes);
                 let inputs = [first, self.read(n.inputs[1]), self.read(n.inputs[2])];
+                let q = n.inputs[0];
+                let in_place = !n.inputs[1..].contains(&q) && self.replaceable(index, q, n.output);
+                let place = in_place.then_some(first);
                 Action::Attention(AttentionStep {
                     channels,
                     inputs,
-                    out: self.store(n.output, now).buffer,
+                    in_place,
+                    out: self.written(node, place, None).out,
                     scratch: self.fresh(plan.scratch_len(), 4),
                     plan,
                 })
@@ -600,13 +574,14 @@ impl<'m> Builder<'m, '_> {
         inputs: Vec<Bound>,
         outputs: Vec<Bound>,
     ) -> Result<Program<'m>, PrepareError> {
-        let end = self.steps.len() + 1;
+        let end = self.now();
         for table in &self.tables {
             let life = &mut self.lifetimes[table.packed.0];
             (life.first, life.last) = (0, end);
         }
-        let plan =
-            plan_arena(&self.lifetimes).ok_or(ArenaError::OutOfMemory { bytes: usize::MAX })?;
+        let plan = plan_arena(&self.lifetimes, &self.overlays)
+            .ok_or(ArenaError::OutOfMemory { bytes: usize::MAX })?;
+        let crowd = self.crowd(&plan);
         let places = self
             .lifetimes
             .iter()
@@ -616,6 +591,8 @@ impl<'m> Builder<'m, '_> {
             .collect();
         Ok(Program {
             steps: self.steps,
+            passes: self.passes,
+            crowd,
             places,
             arena_bytes: plan.bytes,
             inputs,
@@ -624,5 +601,19 @@ impl<'m> Builder<'m, '_> {
             level: self.level,
             stored: self.stored,
         })
+    }
+
+    /// The values that are stored when the arena's end is in use, and most of it with it.
+    fn crowd(&self, plan: &ArenaPlan) -> Vec<ValueId> {
+        let ends = |i: &usize| plan.offsets[*i] + self.lifetimes[*i].bytes + ALIGN > plan.bytes;
+        let live = |moment: usize| {
+            let lives = self.lifetimes.iter().filter(|l| l.first <= moment && moment <= l.last);
+            lives.fold(0_usize, |sum, l| sum.saturating_add(l.bytes))
+        };
+        let last = (0..self.lifetimes.len()).filter(ends).map(|i| self.lifetimes[i]);
+        let peak = last.flat_map(|l| l.first..=l.last).max_by_key(|&m| (live(m), m)).unwrap_or(0);
+        let alive =
+            |b: BufferId| self.lifetimes[b.0].first <= peak && peak <= self.lifetimes[b.0].last;
+        self.whole.iter().filter(|w| alive(w.0)).map(|w| w.1).collect()
     }
 }

@@ -4,13 +4,15 @@
 //! others: [`Views`] cuts it into slices that the plan keeps apart.
 
 use super::program::{
-    Action, Addend, Bound, BufferId, Coefficients, ConvStep, Inputs, NormStep, PointwiseStep,
-    Program, Step,
+    Action, Addend, Bound, BufferId, Coefficients, ConvStep, Hold, Holds, Inputs, NormStep,
+    PointwiseStep, Program, Step,
 };
 use crate::pool::Pool;
-use crate::steps::attention::{AttentionArgs, Columns, attention};
+use crate::steps::attention::{AttentionArgs, Columns, Queries, attention};
 use crate::steps::codebook::{self, CodebookArgs, codebook};
-use crate::steps::conv::{ConvArgs, MAX_SEGMENTS, Residual, Segment, conv2d, observe};
+use crate::steps::conv::{
+    ConvArgs, MAX_SEGMENTS, Residual, Rows, Segment, Window, conv2d, conv2d_rows, observe,
+};
 use crate::steps::elementwise::{ElementwiseArgs, Input, elementwise};
 use crate::steps::norm::{ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs};
 use crate::steps::pool2x::pool2x;
@@ -19,12 +21,15 @@ use crate::steps::{Output, Source, StepError, ports};
 use half::f16;
 use latile_runtime::tensor::{Arena, DType};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Cuts an exclusively borrowed arena into the buffers of a program.
 ///
 /// Every slice must be of a buffer that is alive in the step at hand, and a buffer is handed out mutably
 /// at most once a step and then not shared. The plan gives buffers that live at the same step disjoint
-/// bytes, so such slices never overlap.
+/// bytes, so such slices never overlap. In a streamed pass a map may lie over one that it replaces line
+/// by line: there only those rows of stored maps are handed out that the strip reads or writes, and the
+/// schedule keeps them apart.
 struct Views<'a> {
     base: *mut u8,
     bytes: usize,
@@ -39,25 +44,34 @@ impl<'a> Views<'a> {
         Self { base: block.as_mut_ptr(), bytes: block.len(), program, arena: PhantomData }
     }
 
-    /// Address and elements of a buffer of `T`s.
-    fn part<T>(&self, id: BufferId) -> (*mut T, usize) {
+    /// Address and elements of a part of a buffer of `T`s.
+    fn range<T>(&self, id: BufferId, elements: Range<usize>) -> (*mut T, usize) {
         let place = self.program.places[id.0];
         assert!(place.offset + place.bytes <= self.bytes);
+        assert!(elements.start <= elements.end && elements.end * size_of::<T>() <= place.bytes);
         // SAFETY: the offset lies within the block or one past it, as just checked.
-        let start = unsafe { self.base.add(place.offset) };
+        let start = unsafe { self.base.add(place.offset + elements.start * size_of::<T>()) };
         debug_assert!((start as usize).is_multiple_of(align_of::<T>()));
-        (start.cast(), place.bytes / size_of::<T>())
+        (start.cast(), elements.len())
     }
 
     fn read<T: Number>(&self, id: BufferId) -> &'a [T] {
-        let (start, len) = self.part(id);
+        self.read_range(id, 0..self.program.places[id.0].bytes / size_of::<T>())
+    }
+
+    fn read_range<T: Number>(&self, id: BufferId, elements: Range<usize>) -> &'a [T] {
+        let (start, len) = self.range(id, elements);
         // SAFETY: in bounds and aligned (offsets are multiples of 64), initialised (the arena is born
         // zeroed) and valid for any bytes; not written in this step: see `Views`.
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
     fn write<T: Number>(&self, id: BufferId) -> &'a mut [T] {
-        let (start, len) = self.part(id);
+        self.write_range(id, 0..self.program.places[id.0].bytes / size_of::<T>())
+    }
+
+    fn write_range<T: Number>(&self, id: BufferId, elements: Range<usize>) -> &'a mut [T] {
+        let (start, len) = self.range(id, elements);
         // SAFETY: as in `read`, and handed out once: see `Views`.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
@@ -76,6 +90,46 @@ impl<'a> Views<'a> {
             DType::F16 => Output::F16(self.write(id)),
             DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
         }
+    }
+
+    /// A map as a strip reads it: rows `y` of it, each of `row` elements, or its ring of lines.
+    fn source_rows(
+        &self,
+        id: BufferId,
+        hold: Hold,
+        y: [usize; 2],
+        row: usize,
+    ) -> (Source<'a>, Window) {
+        if let Hold::Ring(lines) = hold {
+            return (self.source(id), Window::ring(lines));
+        }
+        let elements = y[0] * row..y[1] * row;
+        let rows = match self.program.places[id.0].dtype {
+            DType::F32 => Source::F32(self.read_range(id, elements)),
+            DType::F16 => Source::F16(self.read_range(id, elements)),
+            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
+        };
+        (rows, Window::from(y[0]))
+    }
+
+    /// As [`Views::source_rows`], to write.
+    fn output_rows(
+        &self,
+        id: BufferId,
+        hold: Hold,
+        y: [usize; 2],
+        row: usize,
+    ) -> (Output<'a>, Window) {
+        if let Hold::Ring(lines) = hold {
+            return (self.output(id), Window::ring(lines));
+        }
+        let elements = y[0] * row..y[1] * row;
+        let rows = match self.program.places[id.0].dtype {
+            DType::F32 => Output::F32(self.write_range(id, elements)),
+            DType::F16 => Output::F16(self.write_range(id, elements)),
+            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
+        };
+        (rows, Window::from(y[0]))
     }
 
     fn sums(&self, id: Option<BufferId>) -> Option<&'a mut [f64]> {
@@ -98,14 +152,24 @@ impl<'a> Views<'a> {
 
     /// Calls `then` with the segments, which live on the stack.
     fn segments<R>(&self, inputs: &Inputs, then: impl FnOnce(&[Segment<'_>]) -> R) -> R {
+        self.segments_of(inputs, &|_, id, _| self.source(id), then)
+    }
+
+    /// As [`Views::segments`], the data of each (its number, buffer and channels) as `data` gives it.
+    fn segments_of<R>(
+        &self,
+        inputs: &Inputs,
+        data: &dyn Fn(usize, BufferId, usize) -> Source<'a>,
+        then: impl FnOnce(&[Segment<'_>]) -> R,
+    ) -> R {
         let empty = Segment { data: Source::F32(&[]), channels: 0, norm: None };
         let mut all = [empty; MAX_SEGMENTS];
         let mut first = 0;
-        for (slot, &(id, channels)) in all.iter_mut().zip(&inputs.segments) {
+        for (i, (slot, &(id, channels))) in all.iter_mut().zip(&inputs.segments).enumerate() {
             let own = first..first + channels;
             first += channels;
             *slot = Segment {
-                data: self.source(id),
+                data: data(i, id, channels),
                 channels,
                 norm: self.norm(inputs).map(|(scale, shift)| (&scale[own.clone()], &shift[own])),
             };
@@ -172,6 +236,23 @@ impl<'m> Program<'m> {
         })
     }
 
+    /// Runs a strip, rows `y`, of a convolution of a streamed pass. Allocates nothing.
+    pub(crate) fn run_strip(
+        &self,
+        step: &Step<'m>,
+        y: [usize; 2],
+        arena: &mut Arena,
+        pool: &Pool,
+    ) -> Result<(), StepError> {
+        let v = &Views::new(self, arena);
+        match &step.action {
+            Action::Conv(step) if let Some(holds) = &step.holds => {
+                conv_strip(v, step, holds, y, pool)
+            }
+            _ => unreachable!("streamed passes consist of convolutions in strips"),
+        }
+    }
+
     /// Runs one step. Allocates nothing.
     pub(crate) fn run_step(
         &self,
@@ -193,8 +274,13 @@ impl<'m> Program<'m> {
             }
             Action::Attention(step) => {
                 let columns = |id| Columns::whole(v.source(id), step.channels);
+                let q = if step.in_place {
+                    Queries::InPlace
+                } else {
+                    Queries::Of(columns(step.inputs[0]))
+                };
                 let args = AttentionArgs {
-                    q: columns(step.inputs[0]),
+                    q,
                     k: columns(step.inputs[1]),
                     v: columns(step.inputs[2]),
                     out: v.output(step.out),
@@ -252,6 +338,49 @@ fn conv(v: &Views<'_>, step: &ConvStep<'_>, pool: &Pool) -> Result<(), StepError
             sums: v.sums(step.sums),
         };
         conv2d(&step.plan, pool, args, v.write(step.scratch))
+    })
+}
+
+fn conv_strip(
+    v: &Views<'_>,
+    step: &ConvStep<'_>,
+    holds: &Holds,
+    y: [usize; 2],
+    pool: &Pool,
+) -> Result<(), StepError> {
+    let shape = step.plan.shape();
+    let needed = shape.input_rows(y);
+    let row = shape.out()[1] * shape.n;
+    let mut rows = Rows { y, ..Rows::all(&step.plan) };
+    let (out, window) = v.output_rows(step.out, holds.out, y, row);
+    rows.out = window;
+    let residual = match step.residual {
+        Addend::None => Residual::None,
+        Addend::InPlace => Residual::InPlace,
+        Addend::Of(id) => {
+            let (source, window) = v.source_rows(id, holds.residual, y, row);
+            rows.residual = window;
+            Residual::Of(source)
+        }
+    };
+    let held =
+        |i: usize, id, channels| v.source_rows(id, holds.inputs[i], needed, shape.w * channels);
+    for (i, &(id, channels)) in step.inputs.segments.iter().enumerate() {
+        rows.inputs[i] = held(i, id, channels).1;
+    }
+    v.segments_of(&step.inputs, &|i, id, channels| held(i, id, channels).0, |segments| {
+        let args = ConvArgs {
+            segments,
+            activation: step.inputs.activation,
+            weights: step.weights,
+            bias: step.bias,
+            add: step.add.map(|id| v.read(id)),
+            residual,
+            output_scale: step.scale,
+            out,
+            sums: v.sums(step.sums),
+        };
+        conv2d_rows(&step.plan, pool, args, &rows, v.write(step.scratch))
     })
 }
 

@@ -59,6 +59,22 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// The node that names its step: of a convolution the one that convolves.
+    pub(super) const fn core(&self) -> usize {
+        match self.kind {
+            Kind::Conv { core, .. } => core,
+            _ => self.node,
+        }
+    }
+
+    /// What is added to its result, element by element.
+    pub(super) const fn residual(&self) -> Option<ValueId> {
+        match self.kind {
+            Kind::Conv { residual, .. } | Kind::Pointwise { residual, .. } => residual,
+            _ => None,
+        }
+    }
+
     /// Every value that it reads, maps and vectors.
     pub(super) fn reads(&self, graph: &Graph) -> Vec<ValueId> {
         let of_chain = |c: &Chain| -> Vec<ValueId> {

@@ -18,9 +18,13 @@
 mod build;
 mod execute;
 mod fuse;
+mod passes;
 mod program;
+mod schedule;
 #[cfg(test)]
 mod tests;
+mod ways;
 
-pub(crate) use build::lower;
-pub(crate) use program::Program;
+pub(crate) use program::{Pass, Program};
+pub(crate) use schedule::Strip;
+pub(crate) use ways::{Search, Setup, Way, fastest_within};

@@ -1,8 +1,9 @@
 //! Lowered steps: what runs, on which buffers, with which weights.
 
+use super::schedule::Strip;
 use crate::isa::Level;
 use crate::steps::attention::AttentionPlan;
-use crate::steps::conv::{Activation, ConvPlan, Weights};
+use crate::steps::conv::{Activation, ConvPlan, MAX_SEGMENTS, Weights};
 use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
 use latile_runtime::graph::{QuantRange, ValueId};
@@ -26,8 +27,10 @@ pub(crate) struct Place {
 /// A component at one size, ready to run.
 #[derive(Debug)]
 pub(crate) struct Program<'m> {
-    /// In execution order.
+    /// In execution order, but for those of one pass, which run side by side.
     pub(crate) steps: Vec<Step<'m>>,
+    /// In execution order.
+    pub(crate) passes: Vec<Pass>,
     /// One a buffer.
     pub(super) places: Vec<Place>,
     /// What the arena must hold, no more and no less.
@@ -40,8 +43,54 @@ pub(crate) struct Program<'m> {
     pub(super) tables: Vec<Table<'m>>,
     /// The instruction set.
     pub(super) level: Level,
+    /// Graph values that are stored whole when most of the arena is in use.
+    pub(super) crowd: Vec<ValueId>,
     /// Graph values that are stored in the model's precision, for the reference's rounding.
     pub(crate) stored: Vec<ValueId>,
+}
+
+impl Program<'_> {
+    /// Multiply-accumulates of one run.
+    pub(crate) fn macs(&self) -> u64 {
+        self.steps.iter().map(|s| s.macs).fold(0, u64::saturating_add)
+    }
+
+    /// Whether every step runs alone and stores its result whole.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.passes.iter().all(|p| matches!(p, Pass::One(_)))
+    }
+}
+
+/// Steps that run together.
+#[derive(Clone, Debug)]
+pub(crate) enum Pass {
+    /// One step, all of it.
+    One(usize),
+    /// Convolutions that run strip by strip, so that what passes between them is never whole.
+    Streamed {
+        /// The first step.
+        first: usize,
+        /// Their strips, by their number in the pass.
+        order: Vec<Strip>,
+    },
+}
+
+/// How much of a map its buffer holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// All of it.
+    #[default]
+    Whole,
+    /// So many lines, in a ring.
+    Ring(usize),
+}
+
+/// How the operands of a convolution in a streamed pass are held.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Holds {
+    pub(super) inputs: [Hold; MAX_SEGMENTS],
+    pub(super) residual: Hold,
+    pub(super) out: Hold,
 }
 
 /// A port's buffer.
@@ -182,6 +231,8 @@ pub(super) struct ConvStep<'m> {
     pub(super) out: BufferId,
     pub(super) sums: Option<BufferId>,
     pub(super) scratch: BufferId,
+    /// Given where it runs strip by strip.
+    pub(super) holds: Option<Holds>,
 }
 
 #[derive(Debug)]
@@ -225,6 +276,8 @@ pub(super) struct AttentionStep {
     pub(super) channels: usize,
     /// Queries, keys, values.
     pub(super) inputs: [BufferId; 3],
+    /// Whether the output's buffer is that of the queries.
+    pub(super) in_place: bool,
     pub(super) out: BufferId,
     pub(super) scratch: BufferId,
 }

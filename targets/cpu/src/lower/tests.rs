@@ -4,9 +4,9 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use super::build::lower;
 use super::fuse::{Chain, Job, Kind, Stage, fuse};
 use super::program::{Action, Addend, Program};
+use super::ways::{Setup, fastest_within};
 use crate::isa::Level;
 use common::Net;
 use latile_runtime::format::{Model, Role};
@@ -37,8 +37,9 @@ fn lowered(net: &Net, h: usize, w: usize, look: impl FnOnce(&Program<'_>)) {
     let model: Model = net.model();
     let component = model.load(Role::Decoder).unwrap();
     let shapes = net.graph.infer(&[(h, w)]).unwrap();
-    let program = lower(component, &shapes, DType::F32, Level::best(), 1).unwrap();
-    look(&program);
+    let setup =
+        Setup { component, shapes: &shapes, dtype: DType::F32, level: Level::best(), threads: 1 };
+    look(&fastest_within(setup, None).unwrap().unwrap().1);
 }
 
 #[test]

@@ -103,11 +103,20 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// Where an attention's queries are.
+#[derive(Clone, Copy, Debug)]
+pub enum Queries<'a> {
+    /// In a tensor of their own.
+    Of(Columns<'a>),
+    /// In the output, whose rows they fill: a task has read all of its queries before it writes a result.
+    InPlace,
+}
+
 /// The operands of one attention.
 #[derive(Debug)]
 pub struct AttentionArgs<'a> {
     /// Queries.
-    pub q: Columns<'a>,
+    pub q: Queries<'a>,
     /// Keys.
     pub k: Columns<'a>,
     /// Values.
@@ -327,7 +336,9 @@ pub fn attention(
     scratch: &mut [f32],
 ) -> Result<(), StepError> {
     let AttentionShape { queries, keys, channels, .. } = plan.shape;
-    args.q.check("queries", queries, channels)?;
+    if let Queries::Of(q) = args.q {
+        q.check("queries", queries, channels)?;
+    }
     args.k.check("keys", keys, channels)?;
     args.v.check("values", keys, channels)?;
     check_len(STEP, "output", args.out.len(), queries * channels)?;
@@ -347,7 +358,11 @@ pub fn attention(
     }
     let out = SharedOut::new(&mut args.out);
     let scratch = SharedMut(scratch.as_mut_ptr());
-    let (q, k, v) = (Rows::of(&args.q), Rows::of(&args.k), Rows::of(&args.v));
+    let q = match args.q {
+        Queries::Of(q) => Rows::of(&q),
+        Queries::InPlace => Rows { data: out.pointer(), stride: channels, first: 0 },
+    };
+    let (k, v) = (Rows::of(&args.k), Rows::of(&args.v));
     if let Some(kernel) = plan.int8 {
         return int8::Run { plan, kernel, q, k, v, out, scratch }.run(pool);
     }

@@ -42,7 +42,7 @@ impl Window {
         y: [usize; 2],
         [height, row]: [usize; 2],
     ) -> Result<(), StepError> {
-        if self == Self::WHOLE {
+        if self == Self::WHOLE && y == [0, height] {
             return check_len(STEP, operand, len, height * row);
         }
         if self.ring != usize::MAX && y[1] - y[0] <= self.ring {

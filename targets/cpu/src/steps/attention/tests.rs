@@ -87,12 +87,21 @@ impl Case {
         let mut out = Tensor::new(&vec![f32::NAN; queries * channels], self.half);
         let part = |first| Columns { data: kv.source(), stride: 2 * channels + 3, first };
         let args = AttentionArgs {
-            q: Columns::whole(q.source(), channels),
+            q: Queries::Of(Columns::whole(q.source(), channels)),
             k: part(1),
             v: part(channels + 2),
             out: out.output(),
         };
         attention(&plan, &pool, args, &mut scratch).unwrap();
+        let mut replaced = Tensor::new(&q.widened(), self.half);
+        let args = AttentionArgs {
+            q: Queries::InPlace,
+            k: part(1),
+            v: part(channels + 2),
+            out: replaced.output(),
+        };
+        attention(&plan, &pool, args, &mut scratch).unwrap();
+        assert_bits(&replaced.widened(), &out.widened(), "in place");
         out.widened()
     }
 
@@ -191,7 +200,7 @@ fn extreme_scores_stay_finite_and_damage_shows() {
         let mut scratch = vec![0.0; plan.scratch_len()];
         let mut out = vec![0.0; q.len()];
         let args = AttentionArgs {
-            q: Columns::whole(Source::F32(q), 1),
+            q: Queries::Of(Columns::whole(Source::F32(q), 1)),
             k: Columns::whole(Source::F32(k), 1),
             v: Columns::whole(Source::F32(&v), 1),
             out: Output::F32(&mut out),
@@ -231,7 +240,7 @@ fn wrong_operands_are_refused() {
         let (q, k) = (vec![0.0; q], vec![0.0; k]);
         let mut out = vec![0.0; out];
         let args = AttentionArgs {
-            q: Columns::whole(Source::F32(&q), 8),
+            q: Queries::Of(Columns::whole(Source::F32(&q), 8)),
             k: Columns { data: Source::F32(&k), stride: 8, first },
             v: Columns::whole(Source::F32(&k), 8),
             out: Output::F32(&mut out),
@@ -322,7 +331,7 @@ fn rate() {
                 let mut scratch = vec![0.0; plan.scratch_len()];
                 let rate = best(50, plan.macs(), &mut || {
                     let args = AttentionArgs {
-                        q: Columns::whole(q.source(), channels),
+                        q: Queries::Of(Columns::whole(q.source(), channels)),
                         k: Columns::whole(kv.source(), channels),
                         v: Columns::whole(kv.source(), channels),
                         out: out.output(),

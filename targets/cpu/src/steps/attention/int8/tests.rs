@@ -54,7 +54,7 @@ fn by_all(q: &[f32], k: &[f32], v: &[f32], d: usize, scale: f32) -> Vec<f32> {
         let mut scratch = vec![f32::NAN; plan.scratch_len()];
         let mut out = vec![f32::NAN; q.len()];
         let args = AttentionArgs {
-            q: Columns::whole(Source::F32(q), d),
+            q: Queries::Of(Columns::whole(Source::F32(q), d)),
             k: Columns::whole(Source::F32(k), d),
             v: Columns::whole(Source::F32(v), d),
             out: Output::F32(&mut out),
@@ -194,7 +194,8 @@ fn wrong_shapes_are_refused_and_scratch_is_checked() {
     let x = [0.0; 32];
     let mut out = [0.0; 32];
     let whole = Columns::whole(Source::F32(&x), 8);
-    let args = AttentionArgs { q: whole, k: whole, v: whole, out: Output::F32(&mut out) };
+    let args =
+        AttentionArgs { q: Queries::Of(whole), k: whole, v: whole, out: Output::F32(&mut out) };
     let mut scratch = vec![0.0; plan.scratch_len() - 1];
     let error = attention(&plan, &Pool::new(1).unwrap(), args, &mut scratch).unwrap_err();
     assert!(error.to_string().contains("scratch"), "{error}");
@@ -240,7 +241,7 @@ fn rate() {
                 for (best, plan) in best.iter_mut().zip(&plans) {
                     let mut scratch = vec![0.0; plan.scratch_len()];
                     let args = AttentionArgs {
-                        q: Columns::whole(q.source(), channels),
+                        q: Queries::Of(Columns::whole(q.source(), channels)),
                         k: Columns::whole(kv.source(), channels),
                         v: Columns::whole(kv.source(), channels),
                         out: out.output(),
