@@ -35,19 +35,49 @@ pub struct Overlay {
     pub distance: usize,
 }
 
-/// Places every buffer so that no two that live at the same step overlap, but for `overlays`: largest
-/// first, each at the lowest offset that is free over its whole life. `None` where the sizes overflow.
+/// Orders that are tried in a row without a smaller arena.
+const PATIENCE: usize = 12;
+/// Buffers smaller than this share of the largest are placed once, after the others.
+const SMALL: usize = 256;
+
+/// Places every buffer so that no two that live at the same step overlap, but for `overlays`. `None` where
+/// the sizes overflow.
+///
+/// Buffers are placed one after the other, the largest first, each at the lowest offset that is free over
+/// its whole life; then again with the one that ended highest placed before all others, as long as that
+/// makes the arena smaller.
 #[must_use]
 pub fn plan_arena(buffers: &[Lifetime], overlays: &[Overlay]) -> Option<ArenaPlan> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     // Size decides; then the earlier buffer, so that the plan is the same everywhere.
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), buffers[i].first, i));
+    let largest = order.first().map_or(0, |&i| buffers[i].bytes);
+    let large = order.partition_point(|&i| buffers[i].bytes >= largest / SMALL);
+    let mut best = place(buffers, overlays, &order[..large])?;
+    let (mut last, mut best_order) = (best.clone(), order.clone());
+    let mut tries = PATIENCE;
+    while tries > 0 && large > 1 {
+        let end = |i: usize| last.offsets[i] + buffers[i].bytes;
+        let highest = (0..large).max_by_key(|&k| (end(order[k]), std::cmp::Reverse(k)));
+        order[..=highest.unwrap_or(0)].rotate_right(1);
+        last = place(buffers, overlays, &order[..large])?;
+        tries -= 1;
+        if last.bytes < best.bytes {
+            (best, tries) = (last.clone(), PATIENCE);
+            best_order.clone_from(&order);
+        }
+    }
+    place(buffers, overlays, &best_order)
+}
+
+/// Places the buffers that `order` names, in that order.
+fn place(buffers: &[Lifetime], overlays: &[Overlay], order: &[usize]) -> Option<ArenaPlan> {
     let mut offsets = vec![0usize; buffers.len()];
     let mut placed: Vec<usize> = Vec::with_capacity(buffers.len());
     let mut total = 0usize;
     // From what end before it on to what start no buffer may begin.
     let mut taken: Vec<(usize, usize)> = Vec::new();
-    for &i in &order {
+    for &i in order {
         let b = buffers[i];
         debug_assert!(b.first <= b.last);
         let bytes = align_up(b.bytes, ALIGN)?;
