@@ -35,7 +35,7 @@ impl Bytes {
     pub(super) fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only and private to this process. The one thing Rust cannot exclude is
         // another process that shortens the file in place, which makes a read of the lost pages SIGBUS;
-        // replacing a model by rename, as the writer does, is safe. README and docs/format.md say so.
+        // replacing a model by rename, as the writer does, is safe; docs/format.md says so.
         Ok(Self::Mapped(unsafe { MmapOptions::new().map(file)? }))
     }
 

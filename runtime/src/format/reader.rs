@@ -359,6 +359,7 @@ impl Model {
     fn verify_in_place(&self, spec: &ComponentSpec) -> Result<(), ModelError> {
         // Invariant: only called where the bytes are in memory.
         let all = self.bytes.as_slice().unwrap_or_default();
+        let all_end = (PAGE + spec.extent().end) as usize;
         for (weight, place) in spec.graph.weights.iter().zip(&spec.places) {
             let mut at = (PAGE + place.offset) as usize;
             let end = at + place.extent as usize;
@@ -366,16 +367,17 @@ impl Model {
             while at < end {
                 let next = (at + 1).next_multiple_of(CHUNK).min(end);
                 found = crc32c::crc32c_append(found, &all[at..next]);
-                // A component that is checked whole must not be resident whole: at most one block of it.
+                // A component that is checked whole must not be resident whole: at most one block of it,
+                // while the next one is on its way.
                 if next.is_multiple_of(BLOCK) {
                     self.bytes.release(at..next);
+                    self.bytes.prefetch(next..(next + BLOCK).min(all_end));
                 }
                 at = next;
             }
             self.compare(spec, weight, place.crc32c, found)?;
         }
-        let extent = spec.extent();
-        self.bytes.release((PAGE + extent.start) as usize..(PAGE + extent.end) as usize);
+        self.bytes.release((PAGE + spec.extent().start) as usize..all_end);
         Ok(())
     }
 
