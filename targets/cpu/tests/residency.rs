@@ -212,6 +212,12 @@ mod peaks {
 
     #[test]
     fn are_what_sessions_say() {
+        // An emulator's process is not the one that is measured, nor can it start another like itself.
+        let runner = |name: &str| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER");
+        if std::env::vars().any(|(name, _)| runner(&name)) {
+            eprintln!("emulated: nothing measured");
+            return;
+        }
         let file = heavy().file();
         for (way, (held, weights)) in EVERY.into_iter().enumerate() {
             let told = child(file.path(), way);
