@@ -15,7 +15,7 @@ use crate::args::Command;
 use crate::exit::UsageError;
 use crate::interrupt::Interrupt;
 use latile_cpu::session::CpuBackend;
-use latile_runtime::format::Role;
+use latile_runtime::format::{Held, Role};
 use latile_runtime::tensor::{ArenaError, Shape};
 
 /// Does what the command line says.
@@ -69,6 +69,15 @@ fn role(name: &str) -> Result<Role, String> {
         .ok_or_else(|| "a component is unet, decoder or encoder".to_owned())
 }
 
+/// How the model's file is held, as `--weights` names it.
+fn weights(name: &str) -> Result<Held, String> {
+    match name {
+        "map" => Ok(Held::Mapped),
+        "read" => Ok(Held::Read),
+        _ => Err("weights can be mapped or read: --weights map or --weights read".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +86,13 @@ mod tests {
     fn components_have_names() {
         assert_eq!(role("decoder"), Ok(Role::Decoder));
         assert!(role("vae").is_err());
+    }
+
+    #[test]
+    fn weights_are_mapped_or_read() {
+        assert_eq!(weights("map"), Ok(Held::default()));
+        assert_eq!(weights("read"), Ok(Held::Read));
+        assert!(weights("stream").is_err());
     }
 
     #[test]

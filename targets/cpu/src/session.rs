@@ -1,15 +1,19 @@
 //! The CPU's [`Backend`] and [`Session`].
 //!
 //! `prepare` checks the component's weights, lowers its graph, plans and reserves the arena; `run` only
-//! computes: it allocates nothing and starts no thread. Weights are used where the model is mapped.
-//! Lowering and kernels live elsewhere in this crate.
+//! computes: it allocates nothing and starts no thread. Weights are used where the model is mapped, or
+//! where they were read to. Lowering, kernels and what is resident when live elsewhere in this crate.
+//!
+//! `unsafe` is here because a session holds its component's weights and the steps that borrow them.
 
 use crate::isa::{Isa, IsaError, Level};
 use crate::lower::{Pass, Program, Search, Setup, Strip, Way, fastest_within};
 use crate::pool::{Pool, PoolError};
+use crate::residency::{Resident, Schedule};
 use crate::steps::StepError;
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
+    SessionStats,
 };
 use latile_runtime::format::{LoadedComponent, Model, Role};
 use latile_runtime::graph::{Graph, Port, ShapeError, ValueId, ValueKind};
@@ -97,11 +101,15 @@ impl CpuBackend {
         width: usize,
         room: Room,
     ) -> Result<CpuSession<'m>, PrepareError> {
-        let component = model.load(role)?;
-        let graph = &component.spec().graph;
+        let component = Arc::new(model.load(role)?);
+        // SAFETY: the component lies in an `Arc`, so that it stays where it is until the last holder of it
+        // goes. What borrows from it for longer than that, by its type, is the program alone, which does
+        // not leave the session and is dropped before `Resident`, the holder: see `CpuSession`.
+        let borrowed: &'m LoadedComponent<'m> = unsafe { &*Arc::as_ptr(&component) };
+        let graph = &borrowed.spec().graph;
         let shapes = shapes(graph, height, width)?;
         let threads = self.pool.threads();
-        let setup = self.setup(model, component, &shapes);
+        let setup = self.setup(model, borrowed, &shapes);
         let (way, program) = fastest_within(setup, room.arena)?.map_err(|smallest| {
             let limit = room.arena.unwrap_or(usize::MAX);
             PrepareError::NoRoom { role, height, width, limit, smallest }
@@ -112,26 +120,28 @@ impl CpuBackend {
             layer: "codebook".to_owned(),
             why: e.to_string(),
         })?;
-        let weight_bytes = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
+        let schedule = Schedule::new(&program, &component, room.weights);
         let stats = SessionStats {
             backend: NAME.to_owned(),
             isa: self.level.isa().name().to_owned(),
             threads,
             arena_bytes: arena.bytes(),
             way: way.name(),
-            weight_bytes,
+            weight_bytes: schedule.peak(),
             macs: program.macs(),
         };
         log::info!(
-            "{role} at {height}x{width}: {} steps, arena {} bytes, {NAME} {}, {threads} threads",
+            "{role} at {height}x{width}: {} steps, arena {} bytes, weights {} bytes, {NAME} {}, {threads} threads",
             program.steps.len(),
             stats.arena_bytes,
+            stats.weight_bytes,
             stats.isa,
         );
         Ok(CpuSession {
             inputs: ports(graph, &graph.inputs, &shapes)?,
             outputs: ports(graph, &graph.outputs, &shapes)?,
             program,
+            weights: Resident::new(component, schedule),
             arena,
             pool: Arc::clone(&self.pool),
             stats,
@@ -145,7 +155,7 @@ impl CpuBackend {
     fn setup<'m, 'a>(
         &self,
         model: &Model,
-        component: LoadedComponent<'m>,
+        component: &'m LoadedComponent<'m>,
         shapes: &'a [Shape],
     ) -> Setup<'m, 'a> {
         let dtype = model.manifest().precision.dtype();
@@ -201,19 +211,23 @@ impl Backend for CpuBackend {
         height: usize,
         width: usize,
     ) -> Result<Vec<Offer>, PrepareError> {
-        let component = model.load(role)?;
+        let component = model.unchecked(role)?;
         let graph = &component.spec().graph;
         let shapes = shapes(graph, height, width)?;
-        let weight_bytes: usize = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
-        let offer = |way: &Way| Offer {
-            way: way.name(),
-            arena_bytes: way.arena_bytes,
-            macs: way.macs,
-            weights_kept: weight_bytes,
-            weights_dropped: weight_bytes,
+        let mut search = Search::new(self.setup(model, &component, &shapes));
+        let ways = search.ways()?;
+        let offer = |way: &Way| {
+            let program = search.lower(way)?;
+            let weights = |residency| Schedule::new(&program, &component, residency).peak();
+            Ok(Offer {
+                way: way.name(),
+                arena_bytes: way.arena_bytes,
+                macs: way.macs,
+                weights_kept: weights(Residency::Keep),
+                weights_dropped: weights(Residency::Drop),
+            })
         };
-        let ways = Search::new(self.setup(model, component, &shapes)).ways()?;
-        Ok(ways.iter().map(offer).collect())
+        ways.iter().map(offer).collect()
     }
 
     fn prepare<'m>(
@@ -233,7 +247,9 @@ impl Backend for CpuBackend {
 pub struct CpuSession<'m> {
     inputs: Vec<PortSpec>,
     outputs: Vec<PortSpec>,
+    /// Borrows from `weights`, and so stands before it: fields are dropped in order.
     program: Program<'m>,
+    weights: Resident<'m>,
     arena: Arena,
     pool: Arc<Pool>,
     stats: SessionStats,
@@ -346,14 +362,15 @@ impl CpuSession<'_> {
         if let Some(seconds) = &mut self.seconds {
             seconds.fill(Duration::ZERO);
         }
-        for pass in &program.passes {
+        for (turn, pass) in program.passes.iter().enumerate() {
             let one = [Strip { step: 0, y: [0, 0] }];
-            let (first, order) = match pass {
-                Pass::One(step) => (*step, &one[..]),
-                Pass::Streamed { first, order } => (*first, &order[..]),
+            let order = match pass {
+                Pass::One(_) => &one[..],
+                Pass::Streamed { order, .. } => &order[..],
             };
+            self.weights.before(turn);
             for strip in order {
-                let i = first + strip.step;
+                let i = pass.steps().start + strip.step;
                 let step = &program.steps[i];
                 if let Some(observer) = &mut observer {
                     program
@@ -373,7 +390,9 @@ impl CpuSession<'_> {
                     seconds[i] += start.elapsed();
                 }
             }
+            self.weights.after(turn);
         }
+        self.weights.ran();
         for ((tensor, port), spec) in outputs.iter_mut().zip(&program.outputs).zip(&self.outputs) {
             let finite = program
                 .hand_out(*port, tensor, &mut self.arena, &self.pool)

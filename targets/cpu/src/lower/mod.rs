@@ -24,6 +24,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 mod ways;
+mod weights;
 
 pub(crate) use program::{Pass, Program};
 pub(crate) use schedule::Strip;

@@ -8,6 +8,7 @@ use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
 use latile_runtime::graph::{QuantRange, ValueId};
 use latile_runtime::tensor::DType;
+use std::ops::Range;
 
 /// A buffer of a [`Program`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +71,21 @@ pub(crate) enum Pass {
     Streamed {
         /// The first step.
         first: usize,
+        /// How many there are.
+        steps: usize,
         /// Their strips, by their number in the pass.
         order: Vec<Strip>,
     },
+}
+
+impl Pass {
+    /// Its steps, by their number in the program.
+    pub(crate) const fn steps(&self) -> Range<usize> {
+        match *self {
+            Self::One(step) => step..step + 1,
+            Self::Streamed { first, steps, .. } => first..first + steps,
+        }
+    }
 }
 
 /// How much of a map its buffer holds.

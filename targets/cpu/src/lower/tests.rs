@@ -37,8 +37,13 @@ fn lowered(net: &Net, h: usize, w: usize, look: impl FnOnce(&Program<'_>)) {
     let model: Model = net.model();
     let component = model.load(Role::Decoder).unwrap();
     let shapes = net.graph.infer(&[(h, w)]).unwrap();
-    let setup =
-        Setup { component, shapes: &shapes, dtype: DType::F32, level: Level::best(), threads: 1 };
+    let setup = Setup {
+        component: &component,
+        shapes: &shapes,
+        dtype: DType::F32,
+        level: Level::best(),
+        threads: 1,
+    };
     look(&fastest_within(setup, None).unwrap().unwrap().1);
 }
 

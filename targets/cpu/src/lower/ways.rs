@@ -13,8 +13,10 @@ use latile_runtime::format::LoadedComponent;
 use latile_runtime::graph::ValueId;
 use latile_runtime::tensor::{DType, Shape};
 
-/// Values whose maps are smaller than this share of the arena are not worth a pass.
+/// Values whose maps are smaller than this share of the arena, or this many bytes, are not worth a pass:
+/// its layers' weights are in use together.
 const LEAST_SHARE: usize = 48;
+const LEAST_BYTES: usize = 32 << 10;
 /// Steps in a row of the search that may fail to make the smallest arena smaller.
 const PATIENCE: usize = 4;
 /// An arena must be smaller than the next larger one by this share of it to be worth more work.
@@ -23,7 +25,7 @@ const LEAST_GAIN: usize = 64;
 /// What is to be run: a component at one size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup<'m, 'a> {
-    pub(crate) component: LoadedComponent<'m>,
+    pub(crate) component: &'m LoadedComponent<'m>,
     pub(crate) shapes: &'a [Shape],
     pub(crate) dtype: DType,
     pub(crate) level: Level,
@@ -66,11 +68,16 @@ impl<'m, 'a> Search<'m, 'a> {
         Self { setup, jobs, can, seen: Vec::new() }
     }
 
-    /// The component lowered with these values streamed.
+    /// The component lowered in that way.
     ///
     /// # Errors
     /// [`PrepareError`] where it cannot be.
-    pub(crate) fn lower(&self, streamed: &[ValueId]) -> Result<Program<'m>, PrepareError> {
+    pub(crate) fn lower(&self, way: &Way) -> Result<Program<'m>, PrepareError> {
+        self.streaming(&way.streamed)
+    }
+
+    /// The component lowered with these values streamed.
+    fn streaming(&self, streamed: &[ValueId]) -> Result<Program<'m>, PrepareError> {
         let Setup { component, shapes, dtype, level, threads } = self.setup;
         let mut marks = vec![false; self.can.len()];
         for value in streamed {
@@ -81,7 +88,7 @@ impl<'m, 'a> Search<'m, 'a> {
 
     /// Prices a way, and remembers it.
     fn look(&mut self, streamed: Vec<ValueId>) -> Result<(Way, Vec<ValueId>), PrepareError> {
-        let program = self.lower(&streamed)?;
+        let program = self.streaming(&streamed)?;
         let (arena_bytes, macs) = (program.arena_bytes, program.macs());
         let way = Way { streamed, arena_bytes, macs };
         self.seen.push(way.clone());
@@ -135,6 +142,7 @@ impl<'m, 'a> Search<'m, 'a> {
             let bytes = self.setup.shapes[v.index()].elements().unwrap_or(0).saturating_mul(2);
             self.can[v.index()]
                 && !way.streamed.contains(v)
+                && bytes >= LEAST_BYTES
                 && bytes.saturating_mul(LEAST_SHARE) >= way.arena_bytes
         });
         let with = |add: &[ValueId], without: Option<ValueId>| {
@@ -189,7 +197,7 @@ pub(crate) fn fastest_within<'m>(
     limit: Option<usize>,
 ) -> Result<Result<(Way, Program<'m>), usize>, PrepareError> {
     let mut search = Search::new(setup);
-    let whole = search.lower(&[])?;
+    let whole = search.streaming(&[])?;
     if limit.is_none_or(|limit| whole.arena_bytes <= limit) {
         let (arena_bytes, macs) = (whole.arena_bytes, whole.macs());
         return Ok(Ok((Way { streamed: Vec::new(), arena_bytes, macs }, whole)));
@@ -197,7 +205,7 @@ pub(crate) fn fastest_within<'m>(
     let ways = search.ways()?;
     let fits = ways.iter().find(|w| limit.is_none_or(|limit| w.arena_bytes <= limit));
     match fits {
-        Some(way) => Ok(Ok((way.clone(), search.lower(&way.streamed)?))),
+        Some(way) => Ok(Ok((way.clone(), search.lower(way)?))),
         None => Ok(Err(ways.last().map_or(whole.arena_bytes, |w| w.arena_bytes))),
     }
 }

@@ -330,6 +330,12 @@ impl Net {
 
     /// The network as component `decoder` of a mapped model.
     pub(crate) fn model(&self) -> Model {
+        // The map outlives the file's name.
+        Model::open(self.file().path()).unwrap()
+    }
+
+    /// The network as component `decoder` of a model's file.
+    pub(crate) fn file(&self) -> tempfile::NamedTempFile {
         let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
         let port = self.graph.inputs.iter().find(|p| p.name == "time_proj");
         let timestep = port.map(|p| TimestepProjection {
@@ -355,8 +361,7 @@ impl Net {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         file.flush().unwrap();
-        // The map outlives the file's name.
-        Model::open(file.path()).unwrap()
+        file
     }
 }
 

@@ -201,7 +201,7 @@ impl<'m> Builder<'m, '_> {
             self.push_part(job.core(), macs, action);
         }
         drop(workers);
-        self.passes.push(Pass::Streamed { first, order: schedule.order });
+        self.passes.push(Pass::Streamed { first, steps: pass.len(), order: schedule.order });
         self.moment += 1;
         for part in pass.iter().filter(|p| !p.stored) {
             let value = self.graph.nodes[jobs[part.job].node].output;
