@@ -25,6 +25,18 @@ pub enum Weights {
     CrossFade,
 }
 
+/// Whether a frame is run as one tile or as several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tiling {
+    /// As suits the picture and the memory at hand.
+    #[default]
+    Auto,
+    /// One tile, the whole frame: the model's result as it is.
+    Exact,
+    /// Overlapping tiles where the picture is larger than one, blended: approximate, and of any size.
+    Blend,
+}
+
 /// Why no grid can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TileError {
@@ -181,6 +193,14 @@ impl Grid {
             rows: Axis::new(height, multiple, tile, overlap)?,
             cols: Axis::new(width, multiple, tile, overlap)?,
         })
+    }
+
+    /// One tile that covers `height × width`, both multiples of `multiple`.
+    ///
+    /// # Errors
+    /// None that can happen; see [`Axis::new`].
+    pub fn whole([height, width]: [usize; 2], multiple: usize) -> Result<Self, TileError> {
+        Self::new([height, width], multiple, height.max(width), 0)
     }
 
     /// Number of tiles.

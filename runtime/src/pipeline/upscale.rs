@@ -11,7 +11,7 @@ use super::consistency::Consistency;
 use super::noise::Generator;
 use super::plan::{GivenNoise, Options, PipelineError, Plan, RGB, Stage};
 use super::tiles::{Blend, Grid, Weights};
-use crate::backend::{Backend, Room, Session, SessionStats};
+use crate::backend::{Backend, Session, SessionStats};
 use crate::format::{Model, Role, Spacing};
 use crate::tensor::Shape;
 use std::ops::ControlFlow;
@@ -303,13 +303,10 @@ impl Plan<'_> {
         backend: &dyn Backend,
         stage: Stage,
     ) -> Result<Box<dyn Session + 's>, PipelineError> {
-        let role = match stage {
-            Stage::Denoise => Role::Unet,
-            Stage::Decode => Role::Decoder,
-        };
+        let role = stage.role();
         let [h, w] = self.grid.tile();
         let session = backend
-            .prepare(self.model, role, h, w, Room::default())
+            .prepare(self.model, role, h, w, self.room(stage))
             .map_err(|source| PipelineError::Prepare { stage, source })?;
         let stats = session.stats();
         log::info!(

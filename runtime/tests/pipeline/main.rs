@@ -2,6 +2,7 @@
 //! through a backend whose networks are simple enough to be checked by hand.
 #![allow(clippy::unwrap_used)]
 
+mod budget;
 mod consistency;
 mod fake;
 mod flow;
