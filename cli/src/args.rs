@@ -1,6 +1,6 @@
 //! The command line as a whole. Each command's own arguments stand with the command.
 
-use crate::command::{bench, compare, devices, inspect, run, upscale};
+use crate::command::{bench, compare, devices, inspect, plan, run, upscale};
 use argh::{EarlyExit, FromArgs};
 use std::ffi::OsString;
 
@@ -18,7 +18,7 @@ use crate::command::{calibrate, export};
     error_code(2, "the command line is wrong"),
     error_code(3, "a picture is refused: damaged, too large, or not a picture"),
     error_code(4, "a model or checkpoint is refused: damaged, unsupported, or not one"),
-    error_code(5, "the memory does not suffice"),
+    error_code(5, "the memory, or what --memory allows, does not suffice"),
     error_code(6, "a file cannot be read or written, or exists and --overwrite is not given"),
     error_code(7, "compare: the quality asked for is not reached"),
     error_code(130, "interrupted; no output was written")
@@ -37,6 +37,7 @@ struct Latile {
 #[argh(subcommand)]
 pub(crate) enum Command {
     Upscale(upscale::Args),
+    Plan(plan::Args),
     #[cfg(feature = "export")]
     Calibrate(calibrate::Args),
     #[cfg(feature = "export")]

@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     Image = 3,
     /// A model or checkpoint is damaged, unsupported, or not one.
     Model = 4,
-    /// The memory at hand does not suffice.
+    /// The memory at hand, or what `--memory` allows, does not suffice.
     Budget = 5,
     /// A file cannot be read or written, or is there already.
     Io = 6,
@@ -144,9 +144,10 @@ fn pipeline(e: &PipelineError) -> Option<Exit> {
         PipelineError::Schedule(_)
         | PipelineError::Consistency { .. }
         | PipelineError::Tiles(_)
+        | PipelineError::OneTile
         | PipelineError::Noise(_) => Some(Exit::Usage),
         PipelineError::Picture(_) => Some(Exit::Image),
-        PipelineError::OutOfMemory { .. } => Some(Exit::Budget),
+        PipelineError::OutOfMemory { .. } | PipelineError::Budget { .. } => Some(Exit::Budget),
         PipelineError::Cancelled => Some(Exit::Interrupted),
         PipelineError::Prepare { .. }
         | PipelineError::Run { .. }

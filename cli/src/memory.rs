@@ -1,7 +1,6 @@
 //! What the process has taken from the system, and `--memory`, what it may take.
 
-use latile_runtime::pipeline::budget::mib;
-use latile_runtime::pipeline::{PipelineError, Tiling};
+use latile_runtime::pipeline::Tiling;
 
 const MIB: usize = 1 << 20;
 /// What a process takes between the moment of planning and its end that no plan counts: code that runs for
@@ -81,16 +80,6 @@ pub(crate) fn tiling(name: &str) -> Result<Tiling, String> {
     }
 }
 
-/// The refusal of `what`, which takes `smallest` bytes where `limit` are allowed.
-pub(crate) fn refusal(limit: usize, smallest: usize, what: String) -> PipelineError {
-    PipelineError::Budget { limit, smallest, strategy: what }
-}
-
-/// `31.2 MiB`, the unit that `--memory` counts in.
-pub(crate) fn show(bytes: usize) -> String {
-    mib(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,17 +106,43 @@ mod tests {
     #[test]
     fn what_is_no_amount_of_memory() {
         for text in [
-            "banana", "", "M", "-5M", "+5M", "5 M", "1.5", "1,5G", "5MM", "5P", ".5G", "5.G", "1.2.3G",
-            "1e9", "0x10", "٣M", "5µ", "NaN", "inf", "1.00000000000000000M",
+            "banana",
+            "",
+            "M",
+            "-5M",
+            "+5M",
+            "5 M",
+            "1.5",
+            "1,5G",
+            "5MM",
+            "5P",
+            ".5G",
+            "5.G",
+            "1.2.3G",
+            "1e9",
+            "0x10",
+            "٣M",
+            "5µ",
+            "NaN",
+            "inf",
+            "1.00000000000000000M",
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains("is not an amount") && error.contains("256M"), "{text}: {error}");
+            assert!(
+                error.contains("is not an amount") && error.contains("256M"),
+                "{text}: {error}"
+            );
         }
         for text in ["0", "0M", "0.0G", "0.0001K"] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains("no memory at all") && error.contains("256M"), "{text}: {error}");
+            assert!(
+                error.contains("no memory at all") && error.contains("256M"),
+                "{text}: {error}"
+            );
         }
-        for text in ["99999999T", "18446744073709551616", "340282366920938463463374607431768211456G"] {
+        for text in
+            ["99999999T", "18446744073709551616", "340282366920938463463374607431768211456G"]
+        {
             let error = parse(text).unwrap_err();
             assert!(error.contains("more memory than can be addressed"), "{text}: {error}");
         }

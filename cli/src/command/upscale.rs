@@ -4,7 +4,7 @@ use crate::bundled;
 use crate::console::{bytes, say, say_json};
 use crate::exit::{Interrupted, UsageError};
 use crate::interrupt::Interrupt;
-use crate::memory::peak_rss_bytes;
+use crate::memory::{self, peak_rss_bytes};
 use crate::output;
 use crate::picture::{self, Encoding, Picture, PictureError, Samples};
 use crate::progress::{Progress, Unit};
@@ -13,7 +13,8 @@ use anyhow::anyhow;
 use argh::FromArgs;
 use latile_runtime::format::Spacing;
 use latile_runtime::pipeline::{
-    self, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Stage,
+    self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Stage, Strategy,
+    Tiling,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,16 @@ pub(crate) struct Args {
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
     pub(crate) threads: Option<usize>,
+
+    /// the most memory the process may have resident, weights included, such as 256M or 1.5G; K, M and G
+    /// are powers of 1024
+    #[argh(option, from_str_fn(memory::parse), arg_name = "size")]
+    pub(crate) memory: Option<usize>,
+
+    /// exact (the whole frame at once), blend (overlapping tiles where the picture is larger than one), or
+    /// auto: exact where --memory allows it at less than 1.5 times the work (default auto)
+    #[argh(option, from_str_fn(memory::tiling), default = "Tiling::Auto", arg_name = "how")]
+    pub(crate) tiling: Tiling,
 
     /// largest side of a tile, in pixels of the input: less takes less memory
     #[argh(option, arg_name = "px")]
@@ -135,6 +146,8 @@ struct Report<'a> {
     arena_bytes: usize,
     weight_bytes: usize,
     pipeline_bytes: usize,
+    /// What the process was to have at most.
+    planned_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -156,15 +169,17 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         consistency: args.consistency,
         tile: args.tile,
         overlap: args.overlap,
+        tiling: args.tiling,
         noise: args.noise.as_deref().map(read_noise).transpose()?,
     };
     let size = (input.width as usize, input.height as usize);
     let plan = Plan::new(&model, size.0, size.1, &options)?;
     let [height, width] = result_size(&plan, &args.input)?;
-    let opacity = input.opacity.take();
-    encoding.can_hold(width, height, opacity.is_some())?;
+    encoding.can_hold(width, height, input.opacity.is_some())?;
     let backend = super::cpu(args.threads)?;
     interrupt.check()?;
+    let plan = plan.within(&backend, &budget(&input, &options, [width, height], encoding, args))?;
+    let opacity = input.opacity.take();
 
     let deep = matches!(input.rgb, Samples::Sixteen(_)) && encoding == Encoding::Png;
     let mut result = Rows::new(width, height, deep)?;
@@ -173,7 +188,11 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let report = {
         let unit = match &input.rgb {
             Samples::Eight(_) => Vec::new(),
-            deep => deep.to_unit().iter().map(|v| v * 2.0 - 1.0).collect(),
+            deep => {
+                let mut unit = deep.to_unit();
+                unit.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+                unit
+            }
         };
         let pixels = match &input.rgb {
             Samples::Eight(v) => Pixels::Rgb8(v),
@@ -240,13 +259,14 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         arena_bytes: report.arena_bytes,
         weight_bytes: report.weight_bytes,
         pipeline_bytes: report.pipeline_bytes,
+        planned_bytes: plan.strategy().map(Strategy::peak),
         peak_rss_bytes: peak_rss_bytes(),
     };
     if args.json { say_json(&report) } else { Ok(say(&describe(&report))?) }
 }
 
 /// Height and width of the result, within what is made.
-fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> {
+pub(crate) fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> {
     let [height, width] = plan.output_size();
     let pixels = height as u64 * width as u64;
     match (u32::try_from(height), u32::try_from(width)) {
@@ -259,6 +279,32 @@ fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> 
                 MAX_RESULT_PIXELS / 1_000_000
             ),
         }),
+    }
+}
+
+/// What the run may take, and what the process has beside it, now that the picture is in memory.
+fn budget(
+    input: &Picture,
+    options: &Options,
+    [width, height]: [u32; 2],
+    encoding: Encoding,
+    args: &Args,
+) -> Budget {
+    let pixels = |w: u32, h: u32| w as usize * h as usize;
+    let mut caller = picture::caller(
+        input.kind(),
+        pixels(input.width, input.height),
+        pixels(width, height),
+        encoding,
+    );
+    let tensors = options.noise.iter().flat_map(|n| [Some(&n.initial), n.eta.as_ref()]).flatten();
+    let noise: usize = tensors.map(|t| size_of_val(&t.data[..])).sum();
+    caller.input += noise;
+    Budget {
+        limit: args.memory,
+        base: memory::base_bytes(input.bytes() + noise),
+        caller,
+        so_far: peak_rss_bytes().and_then(|b| usize::try_from(b).ok()).unwrap_or(0),
     }
 }
 

@@ -43,14 +43,11 @@ impl Samples {
 /// Holds for what `upscale` does: the picture stands throughout, 16-bit samples as floats beside it; the
 /// result is collected as samples; then opacity is enlarged, and the file made.
 pub(crate) fn caller(kind: Kind, input: usize, output: usize, encoding: Encoding) -> Caller {
-    let wide = |deep: bool| if deep { 2 } else { 1 };
-    let depth = wide(kind.deep);
-    let png_deep = kind.deep && encoding == Encoding::Png;
-    let result = 3 * wide(png_deep);
-    let mut per_input = 3 * depth + if kind.opacity { depth } else { 0 };
-    if kind.deep {
-        per_input += 3 * size_of::<f32>();
-    }
+    let depth = if kind.deep { 2 } else { 1 };
+    // Only PNG keeps 16 bits.
+    let out_depth = if encoding == Encoding::Png { depth } else { 1 };
+    let as_floats = if kind.deep { 3 * size_of::<f32>() } else { 0 };
+    let per_input = 3 * depth + as_floats + if kind.opacity { depth } else { 0 };
     // The opacity channel enlarged, after an intermediate of as many rows as the result, four floats a pixel.
     let (opacity, resizing) = match kind.opacity {
         true => (depth, 16 * (output as f64 * input as f64).sqrt() as usize),
@@ -58,18 +55,19 @@ pub(crate) fn caller(kind: Kind, input: usize, output: usize, encoding: Encoding
     };
     let channels = if kind.opacity { 4 } else { 3 };
     let encoder = match encoding {
-        // The compressed picture stands whole, and beside it the samples in the file's order and byte order.
-        Encoding::Png => channels * wide(png_deep) * if png_deep { 3 } else { 1 },
-        // Rows at a time; samples of 16 bits are rounded first.
-        Encoding::Jpeg { .. } => if kind.deep { 3 } else { 0 },
-        // Samples in the encoder's own order, and the file whole.
-        Encoding::WebP => 3 * channels,
+        // The compressed picture stands whole, and 16-bit samples twice more, as bytes in two orders.
+        Encoding::Png => channels * out_depth * if kind.deep { 3 } else { 1 },
+        // A few rows.
+        Encoding::Jpeg { .. } => 0,
+        // The compressed picture stands whole, and the samples as the encoder transforms them.
+        Encoding::WebP => 4 + channels,
     };
-    let joined = if kind.opacity { channels * wide(png_deep) } else { 0 };
+    let joined = if kind.opacity { channels * out_depth } else { 0 };
     let pixels = |n: usize, each: usize| n.saturating_mul(each);
     Caller {
         input: pixels(input, per_input),
-        result: pixels(output, result),
-        finish: pixels(output, opacity).saturating_add(resizing.max(pixels(output, encoder + joined))),
+        result: pixels(output, 3 * out_depth),
+        finish: pixels(output, opacity)
+            .saturating_add(resizing.max(pixels(output, encoder + joined))),
     }
 }

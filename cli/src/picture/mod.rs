@@ -1,14 +1,16 @@
 //! Pictures as files and as numbers.
 //!
 //! Lives here: reading PNG, JPEG and WebP with limits ([`decode`]), writing them ([`encode`]), resizing an
-//! opacity channel ([`opacity`]) and measuring one picture against another ([`measure`]). Never here:
+//! opacity channel ([`opacity`]), what all that takes in memory ([`cost`]) and measuring one picture against another ([`measure`]). Never here:
 //! networks, tiles, the command line.
 
+mod cost;
 mod decode;
 mod encode;
 mod measure;
 mod opacity;
 
+pub(crate) use cost::{Kind, caller};
 pub(crate) use decode::read;
 #[cfg(feature = "export")]
 pub(crate) use encode::png;

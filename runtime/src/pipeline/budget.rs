@@ -62,6 +62,8 @@ pub struct Budget {
     pub base: usize,
     /// The caller's buffers.
     pub caller: Caller,
+    /// The most bytes that the process has had resident until now, which no plan can undo.
+    pub so_far: usize,
 }
 
 /// Bytes that stand at the same time, by what they are for.
@@ -200,6 +202,8 @@ pub struct Strategy {
     pub stages: [StagePlan; 2],
     /// What stands in memory when the run is over and the caller finishes.
     pub finish: Parts,
+    /// The most bytes that the process had before the run.
+    pub so_far: usize,
 }
 
 impl Strategy {
@@ -213,7 +217,8 @@ impl Strategy {
     #[must_use]
     pub fn peak(&self) -> usize {
         let [unet, decoder] = &self.stages;
-        unet.parts.total().max(decoder.parts.total()).max(self.finish.total())
+        let stages = unet.parts.total().max(decoder.parts.total());
+        stages.max(self.finish.total()).max(self.so_far)
     }
 
     /// Its work in multiply-accumulates; see [`Choice::work`].
@@ -452,8 +457,9 @@ impl Plan<'_> {
         let picture = input.saturating_add(result).saturating_add(finish);
         let finish = Parts { base: budget.base, picture, ..Parts::default() };
         // Each stage takes its least work at a limit; a limit between two totals changes nothing.
+        let least = finish.total().max(budget.so_far);
         let mut limits: Vec<usize> =
-            unet.iter().chain(&decoder).map(|s| s.parts.total().max(finish.total())).collect();
+            unet.iter().chain(&decoder).map(|s| s.parts.total().max(least)).collect();
         limits.sort_unstable();
         limits.dedup();
         let best = |plans: &[StagePlan], limit: usize| {
@@ -464,7 +470,8 @@ impl Plan<'_> {
         for limit in limits {
             if let (Some(unet), Some(decoder)) = (best(&unet, limit), best(&decoder, limit)) {
                 let stages = [unet, decoder];
-                let strategy = Strategy { grid: grid.clone(), stages, finish };
+                let so_far = budget.so_far;
+                let strategy = Strategy { grid: grid.clone(), stages, finish, so_far };
                 if found.last() != Some(&strategy) {
                     found.push(strategy);
                 }

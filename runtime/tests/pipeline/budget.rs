@@ -20,6 +20,7 @@ struct Case {
     options: Options,
     base: usize,
     caller: Caller,
+    so_far: usize,
     /// The limit, as a share of what the greediest strategy takes.
     share: f64,
 }
@@ -29,7 +30,7 @@ fn cases() -> impl Strategy_<Value = Case> {
     let size = [1usize..180, 1usize..180];
     let multiple = prop_oneof![Just(1u32), Just(4), Just(8)];
     let rest = (2usize..6, 1u32..4, prop_oneof![Just(0f32), Just(1.0)], 0usize..500_000);
-    let caller = (0usize..100_000, 0usize..100_000, 0usize..900_000);
+    let caller = (0usize..100_000, 0usize..100_000, 0usize..900_000, 0usize..1_000_000);
     (tiling, size, multiple, rest, caller, 0.0..1.1f64).prop_map(
         |(tiling, size, multiple, (ways, steps, consistency, base), caller, share)| Case {
             size,
@@ -43,6 +44,7 @@ fn cases() -> impl Strategy_<Value = Case> {
             },
             base,
             caller: Caller { input: caller.0, result: caller.1, finish: caller.2 },
+            so_far: caller.3,
             share,
         },
     )
@@ -78,7 +80,7 @@ proptest! {
         let fake = Fake::with_ways(case.ways);
         let [height, width] = case.size;
         let plan = || Plan::new(&model, width, height, &case.options).unwrap();
-        let budget = Budget { limit: None, base: case.base, caller: case.caller };
+        let budget = Budget { limit: None, base: case.base, caller: case.caller, so_far: case.so_far };
         let all = plan().strategies(&fake, &budget).unwrap();
         let peaks = all.all().iter().map(Strategy::peak);
         let limit = (peaks.max().unwrap() as f64 * case.share) as usize;
@@ -214,7 +216,7 @@ fn a_refusal_says_what_would_do() {
     let model = Shaped::default().build();
     let options = Options { tiling: Tiling::Exact, ..Options::default() };
     let fake = Fake::with_ways(2);
-    let budget = Budget { limit: Some(1 << 20), base: 5 << 20, caller: Caller::default() };
+    let budget = Budget { limit: Some(1 << 20), base: 5 << 20, ..Budget::default() };
     let error = Plan::new(&model, 160, 150, &options).unwrap().within(&fake, &budget).unwrap_err();
     let PipelineError::Budget { smallest, .. } = error else { panic!("{error}") };
     let text = error.to_string();
