@@ -2,6 +2,7 @@
 //! steps, the tiles, the cost in multiply-accumulates and the pipeline's own bytes.
 
 use super::consistency::Consistency;
+use super::resume::ResumeError;
 use super::schedule::{Schedule, ScheduleError};
 use super::tiles::{Grid, TileError};
 use crate::backend::{PrepareError, RunError};
@@ -122,6 +123,9 @@ pub enum PipelineError {
         /// What for.
         what: &'static str,
     },
+    /// The file that keeps what is finished is of another run, damaged, or cannot be written.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     /// The progress callback asked to stop.
     #[error("stopped before the picture was complete")]
     Cancelled,
@@ -320,16 +324,26 @@ impl<'a> Plan<'a> {
     /// comes in and the one that goes out are the caller's.
     #[must_use]
     pub fn pipeline_bytes(&self) -> usize {
+        let [denoise, decode] = self.stage_bytes();
+        self.latent_bytes() + denoise.max(decode)
+    }
+
+    /// Bytes of the latent.
+    pub(super) fn latent_bytes(&self) -> usize {
+        self.padded[0] * self.padded[1] * self.latent.channels as usize * size_of::<f32>()
+    }
+
+    /// Bytes of either stage's buffers.
+    pub(super) fn stage_bytes(&self) -> [usize; 2] {
         let [h, w] = self.grid.tile();
         let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
         let floats = |n: usize| n * size_of::<f32>();
-        let latent = floats(self.padded[0] * self.padded[1] * channels);
         let time = floats(self.time.dim as usize);
         let denoise = floats(h * w * (2 * channels + RGB)) + time + self.grid.blend_bytes(channels);
         let decode = floats(h * w * (channels + factor * factor * RGB))
             + self.grid.scaled(factor).blend_bytes(RGB)
             + if self.consistency > 0.0 { Consistency::bytes(self.size, factor) } else { 0 };
-        latent + denoise.max(decode)
+        [denoise, decode]
     }
 
     fn check_noise(&self) -> Result<(), PipelineError> {

@@ -8,4 +8,6 @@ mod flow;
 mod noise;
 mod oracle;
 mod refusals;
+mod resume;
+mod runner;
 mod schedule;
