@@ -45,8 +45,12 @@ fn finish(result: anyhow::Result<()>) -> Exit {
     match result {
         Ok(()) => Exit::Done,
         Err(e) => {
-            console::remark(&format!("latile: {}", exit::message(&e)));
-            exit::classify(&e)
+            let code = exit::classify(&e);
+            // As programs that a closed pipe ends: `head` wants no explanation.
+            if code != Exit::PipeClosed {
+                console::remark(&format!("latile: {}", exit::message(&e)));
+            }
+            code
         }
     }
 }

@@ -1,8 +1,11 @@
-//! `latile upscale`: a picture in, a larger picture out.
+//! `latile upscale`: a picture in, a larger picture out. Streams of frames are [`frames`]'s.
 
+mod frames;
+
+use crate::args::STANDARD;
 use crate::bundled;
 use crate::console::{bytes, say, say_json};
-use crate::exit::{Interrupted, UsageError};
+use crate::exit::{Interrupted, Stopped, UsageError};
 use crate::interrupt::Interrupt;
 use crate::memory::{self, peak_rss_bytes};
 use crate::output;
@@ -13,12 +16,12 @@ use anyhow::anyhow;
 use argh::FromArgs;
 use latile_runtime::format::Spacing;
 use latile_runtime::pipeline::{
-    self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Stage, Strategy,
-    Tiling,
+    self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Resume, Stage,
+    Strategy, Tiling,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The largest result: 16384 × 16384 pixels.
 const MAX_RESULT_PIXELS: u64 = 1 << 28;
@@ -29,15 +32,15 @@ const MAX_RESULT_PIXELS: u64 = 1 << 28;
     subcommand,
     name = "upscale",
     help_triggers("-h", "--help"),
-    example = "{command_name} photo.jpg photo-4x.png\n{command_name} photo.jpg photo-4x.jpg --steps 8 --seed 3 --json",
+    example = "{command_name} photo.jpg photo-4x.png\n{command_name} photo.jpg photo-4x.jpg --steps 8 --seed 3 --json\n{command_name} map.png map-4x.png --resume map.resume\nffmpeg -i in.mp4 -f rawvideo -pix_fmt rgb24 - | {command_name} - - --frames 320x180 | ffplay -f rawvideo -pix_fmt rgb24 -video_size 1280x720 -",
     note = "The EXIF orientation is applied and an ICC profile goes along. Opacity is enlarged\nbicubically. Samples of 16 bits stay so in a .png."
 )]
 pub(crate) struct Args {
-    /// the picture: PNG, JPEG or WebP
+    /// the picture: PNG, JPEG or WebP; with --frames a stream of raw frames, - for standard input
     #[argh(positional, arg_name = "INPUT")]
     pub(crate) input: PathBuf,
 
-    /// the result: .png, .jpg or .webp
+    /// the result: .png, .jpg or .webp; with --frames a stream of frames, - for standard output
     #[argh(positional, arg_name = "OUTPUT")]
     pub(crate) output: PathBuf,
 
@@ -97,6 +100,25 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "n", default = "95")]
     pub(crate) quality: u8,
 
+    /// keep what is finished in this file, and go on from there when the same command is run again; it is
+    /// removed when the output is in place
+    #[argh(option, arg_name = "file")]
+    pub(crate) resume: Option<PathBuf>,
+
+    /// least seconds between two writes of --resume that wait for the disk (default 3): about what a power
+    /// cut costs; more spares a memory card
+    #[argh(option, arg_name = "s")]
+    pub(crate) resume_every: Option<f64>,
+
+    /// upscale a stream of raw frames of this size until it ends: 8 bits each of red, green and blue, rows
+    /// from the top, as ffmpeg's rgb24
+    #[argh(option, from_str_fn(frames::size), arg_name = "WxH")]
+    pub(crate) frames: Option<frames::Size>,
+
+    /// what --frames writes: raw (rgb24, as it reads) or png (one after the other); by default raw
+    #[argh(option, from_str_fn(frames::format), arg_name = "name")]
+    pub(crate) output_format: Option<frames::Format>,
+
     /// replace the output if it exists
     #[argh(switch)]
     pub(crate) overwrite: bool,
@@ -142,6 +164,8 @@ struct Report<'a> {
     /// Of the run: from the picture in memory to the result in memory.
     seconds: f64,
     gmac: f64,
+    /// Of these, what an earlier run that was resumed had done.
+    gmac_before: f64,
     gmac_per_s: f64,
     arena_bytes: usize,
     weight_bytes: usize,
@@ -157,21 +181,25 @@ struct Report<'a> {
 /// Every way in which the picture, the model, the options, the memory or the output can be unfit;
 /// [`Interrupted`].
 pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
+    if let Some(size) = args.frames {
+        return frames::run(args, size, interrupt);
+    }
+    if args.output_format.is_some() {
+        return Err(UsageError("--output-format is for --frames".to_owned()).into());
+    }
+    if [&args.input, &args.output].into_iter().any(|path| path == Path::new(STANDARD)) {
+        return Err(UsageError(
+            "- stands for a stream of frames, whose size --frames says; name a file for a picture"
+                .to_owned(),
+        )
+        .into());
+    }
     let encoding = Encoding::of(&args.output, args.quality)?;
     output::check(&args.output, args.overwrite)?;
+    let resume = resume(args)?;
     let mut input = picture::read(&args.input)?;
     let model = bundled::open(args.model.as_deref())?;
-    let options = Options {
-        steps: args.steps,
-        eta: args.eta,
-        seed: args.seed,
-        spacing: args.spacing,
-        consistency: args.consistency,
-        tile: args.tile,
-        overlap: args.overlap,
-        tiling: args.tiling,
-        noise: args.noise.as_deref().map(read_noise).transpose()?,
-    };
+    let options = options(args)?;
     let size = (input.width as usize, input.height as usize);
     let plan = Plan::new(&model, size.0, size.1, &options)?;
     let [height, width] = result_size(&plan, &args.input)?;
@@ -199,18 +227,23 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
             Samples::Sixteen(_) => Pixels::Unit(&unit),
         };
         let picture = pipeline::Picture { width: size.0, height: size.1, pixels };
-        plan.run(
-            &backend,
-            picture,
-            &mut |p| {
-                progress.at(p.done, p.total, &next(p));
-                if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            },
-            &mut |y, row| result.put(y, row),
-        )
-        .map_err(|e| match e {
-            PipelineError::Cancelled => anyhow::Error::from(Interrupted),
-            other => other.into(),
+        let on_progress = &mut |p: &pipeline::Progress| {
+            progress.at(p.done, p.total, &next(p));
+            if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let sink = &mut |y, row: &[f32]| result.put(y, row);
+        match &resume {
+            None => plan.run(&backend, picture, on_progress, sink),
+            Some(resume) => plan.resume(&backend, picture, resume, on_progress, sink),
+        }
+        .map_err(|e| match (e, &resume) {
+            (PipelineError::Cancelled, None) => anyhow::Error::from(Interrupted),
+            (PipelineError::Cancelled, Some(resume)) => Stopped(format!(
+                "no output was written; run the same command again to go on from {}",
+                resume.path().display()
+            ))
+            .into(),
+            (other, _) => other.into(),
         })?
     };
     let seconds = start.elapsed().as_secs_f64();
@@ -232,6 +265,9 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         picture::write(&result, encoding, file, &args.output)?;
         Ok(interrupt.check()?)
     })?;
+    if let Some(resume) = &resume {
+        resume.remove().map_err(PipelineError::from)?;
+    }
 
     let report = Report {
         input: &args.input,
@@ -255,7 +291,8 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         tile_starts: [plan.grid().rows.starts(), plan.grid().cols.starts()],
         seconds,
         gmac: report.gmac,
-        gmac_per_s: report.gmac / seconds,
+        gmac_before: report.gmac_before,
+        gmac_per_s: (report.gmac - report.gmac_before) / seconds,
         arena_bytes: report.arena_bytes,
         weight_bytes: report.weight_bytes,
         pipeline_bytes: report.pipeline_bytes,
@@ -306,6 +343,51 @@ fn budget(
         caller,
         so_far: peak_rss_bytes().and_then(|b| usize::try_from(b).ok()).unwrap_or(0),
     }
+}
+
+fn options(args: &Args) -> anyhow::Result<Options> {
+    Ok(Options {
+        steps: args.steps,
+        eta: args.eta,
+        seed: args.seed,
+        spacing: args.spacing,
+        consistency: args.consistency,
+        tile: args.tile,
+        overlap: args.overlap,
+        tiling: args.tiling,
+        noise: args.noise.as_deref().map(read_noise).transpose()?,
+    })
+}
+
+/// The file that keeps the run. The output must be another: it would be replaced, then removed.
+fn resume(args: &Args) -> Result<Option<Resume>, UsageError> {
+    let every = args.resume_every.map(Duration::try_from_secs_f64);
+    let path = match (&args.resume, &every) {
+        (Some(path), None | Some(Ok(_))) => path,
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
+            return Err(UsageError("--resume-every is for --resume".to_owned()));
+        }
+        (_, Some(Err(_))) => {
+            return Err(UsageError("--resume-every is a number of seconds, 0 or more".to_owned()));
+        }
+    };
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+        folder.ok().zip(path.file_name().map(std::ffi::OsStr::to_owned))
+    };
+    if path == &args.output || (place(path).is_some() && place(path) == place(&args.output)) {
+        return Err(UsageError(format!(
+            "--resume and the output are both {}; name another file",
+            path.display()
+        )));
+    }
+    let resume = Resume::new(path);
+    Ok(Some(match every {
+        Some(Ok(every)) => resume.every(every),
+        _ => resume,
+    }))
 }
 
 fn read_noise(path: &Path) -> anyhow::Result<GivenNoise> {

@@ -12,7 +12,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 /// The largest picture that is decoded: 8192 × 8192.
-const MAX_PIXELS: u64 = 1 << 26;
+pub(crate) const MAX_PIXELS: u64 = 1 << 26;
 /// The largest file: the JPEG decoder reads it whole.
 const MAX_FILE: u64 = 1 << 28;
 /// What a decoder may take beside the pixels: profiles, text, rows under way.

@@ -11,10 +11,8 @@ mod measure;
 mod opacity;
 
 pub(crate) use cost::{Kind, caller};
-pub(crate) use decode::read;
-#[cfg(feature = "export")]
-pub(crate) use encode::png;
-pub(crate) use encode::{Encoding, write};
+pub(crate) use decode::{MAX_PIXELS, read};
+pub(crate) use encode::{Encoding, png, write};
 pub(crate) use measure::{Measures, measure};
 pub(crate) use opacity::enlarge;
 

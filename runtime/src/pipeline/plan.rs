@@ -4,6 +4,7 @@
 
 use super::budget::{Strategy, advised, mib};
 use super::consistency::Consistency;
+use super::resume::ResumeError;
 use super::schedule::{Schedule, ScheduleError};
 use super::tiles::{Grid, TileError, Tiling};
 use crate::backend::{PrepareError, Room, RunError};
@@ -142,6 +143,9 @@ pub enum PipelineError {
         /// What for.
         what: &'static str,
     },
+    /// The file that keeps what is finished is of another run, damaged, or cannot be written.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     /// The progress callback asked to stop.
     #[error("stopped before the picture was complete")]
     Cancelled,
@@ -361,29 +365,26 @@ impl<'a> Plan<'a> {
     /// comes in and the one that goes out are the caller's.
     #[must_use]
     pub fn pipeline_bytes(&self) -> usize {
-        let bytes = |stage| self.stage_bytes(&self.grid, stage);
-        bytes(Stage::Denoise).max(bytes(Stage::Decode))
+        let [denoise, decode] = self.stage_bytes(&self.grid);
+        self.latent_bytes() + denoise.max(decode)
     }
 
-    /// Bytes of all buffers that the pipeline has during `stage` where the tiles are those of `grid`.
-    pub(super) fn stage_bytes(&self, grid: &Grid, stage: Stage) -> usize {
+    /// Bytes of the latent.
+    pub(super) fn latent_bytes(&self) -> usize {
+        self.padded[0] * self.padded[1] * self.latent.channels as usize * size_of::<f32>()
+    }
+
+    /// Bytes of either stage's buffers where the tiles are those of `grid`.
+    pub(super) fn stage_bytes(&self, grid: &Grid) -> [usize; 2] {
         let [h, w] = grid.tile();
         let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
         let floats = |n: usize| n * size_of::<f32>();
-        let latent = floats(self.padded[0] * self.padded[1] * channels);
-        latent
-            + match stage {
-                Stage::Denoise => {
-                    let time = floats(self.time.dim as usize);
-                    floats(h * w * (2 * channels + RGB)) + time + grid.blend_bytes(channels)
-                }
-                Stage::Decode => {
-                    let consistency = self.consistency > 0.0;
-                    floats(h * w * (channels + factor * factor * RGB))
-                        + grid.scaled(factor).blend_bytes(RGB)
-                        + if consistency { Consistency::bytes(self.size, factor) } else { 0 }
-                }
-            }
+        let time = floats(self.time.dim as usize);
+        let denoise = floats(h * w * (2 * channels + RGB)) + time + grid.blend_bytes(channels);
+        let decode = floats(h * w * (channels + factor * factor * RGB))
+            + grid.scaled(factor).blend_bytes(RGB)
+            + if self.consistency > 0.0 { Consistency::bytes(self.size, factor) } else { 0 };
+        [denoise, decode]
     }
 
     /// Tiles of at most `side` over this picture.

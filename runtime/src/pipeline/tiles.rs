@@ -243,8 +243,8 @@ impl Grid {
 
 /// Weighted sums of tiles. It holds one row of tiles: rows that no later tile reaches are given away.
 #[derive(Debug)]
-pub struct Blend<'g> {
-    grid: &'g Grid,
+pub struct Blend {
+    grid: Grid,
     channels: usize,
     weights: Weights,
     /// Weighted values, `rows.tile × cols.len × channels`; empty for a single tile.
@@ -255,10 +255,10 @@ pub struct Blend<'g> {
     added: usize,
 }
 
-impl<'g> Blend<'g> {
+impl Blend {
     /// An empty sum. `None` where there is no memory for it.
     #[must_use]
-    pub fn new(grid: &'g Grid, channels: usize, weights: Weights) -> Option<Self> {
+    pub fn new(grid: &Grid, channels: usize, weights: Weights) -> Option<Self> {
         let zeros = |n: Option<usize>| {
             let n = n?;
             let mut v = Vec::new();
@@ -271,7 +271,7 @@ impl<'g> Blend<'g> {
             _ => grid.rows.tile.checked_mul(grid.cols.len),
         };
         Some(Self {
-            grid,
+            grid: grid.clone(),
             channels,
             weights,
             sum: zeros(pixels.and_then(|p| p.checked_mul(channels)))?,
@@ -288,7 +288,7 @@ impl<'g> Blend<'g> {
     /// # Panics
     /// Where `values` has another length.
     pub fn add(&mut self, values: &[f32], sink: &mut dyn FnMut(usize, &[f32])) {
-        let (grid, channels) = (self.grid, self.channels);
+        let (grid, channels) = (&self.grid, self.channels);
         let [tile_h, tile_w] = grid.tile();
         assert_eq!(values.len(), tile_h * tile_w * channels, "another tile");
         if grid.tiles() == 1 {

@@ -9,4 +9,6 @@ mod flow;
 mod noise;
 mod oracle;
 mod refusals;
+mod resume;
+mod runner;
 mod schedule;
