@@ -21,6 +21,7 @@ use exit::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    latile_cpu::allocator::give_back_large_blocks();
     let code = match args::parse(std::env::args_os()) {
         args::Parsed::Run(command) => run(*command),
         args::Parsed::Show(text) => finish(console::say(text.trim_end()).map_err(Into::into)),

@@ -16,6 +16,11 @@ pub(crate) fn peak_rss_bytes() -> Option<u64> {
     status("VmHWM:")
 }
 
+/// The same, where a plan must live with it; 0 where the system does not tell.
+pub(crate) fn so_far() -> usize {
+    peak_rss_bytes().and_then(|b| usize::try_from(b).ok()).unwrap_or(0)
+}
+
 /// A line of the process's status, in bytes.
 fn status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -219,7 +219,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         limit: args.memory,
         base: memory::base_bytes(0),
         caller: picture::caller(kind, pixels(args.size), pixels(output_size), Encoding::Png),
-        so_far: 0,
+        ..Budget::default()
     };
     let all = plan.strategies(&backend, &budget)?;
     let plan = plan.within(&backend, &budget)?;

@@ -15,6 +15,7 @@ use crate::tensors;
 use anyhow::anyhow;
 use argh::FromArgs;
 use latile_runtime::format::Spacing;
+use latile_runtime::pipeline::budget::Mode;
 use latile_runtime::pipeline::{
     self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Resume, Stage,
     Strategy, Tiling,
@@ -341,7 +342,8 @@ fn budget(
         limit: args.memory,
         base: memory::base_bytes(input.bytes() + noise),
         caller,
-        so_far: peak_rss_bytes().and_then(|b| usize::try_from(b).ok()).unwrap_or(0),
+        so_far: memory::so_far(),
+        mode: if args.resume.is_some() { Mode::Resumed } else { Mode::Once },
     }
 }
 

@@ -10,9 +10,10 @@
 //! work is its multiply-accumulates, and [`MACS_PER_BYTE`] for each byte of weights that is read again. Its
 //! price in memory is the process's base, the caller's buffers, the pipeline's own, the arena and the weights
 //! resident at once. Stages follow each other, and sessions give back arena and weights between them: a
-//! strategy's price in memory is that of its largest stage, in work their sum.
+//! strategy's price in memory is that of its largest stage, in work their sum. In a [`Runner`](super::Runner)
+//! both stand at once, and weights that are part of the program are never given back.
 
-use super::plan::{PipelineError, Plan, Stage};
+use super::plan::{PipelineError, Plan, RGB, Stage};
 use super::tiles::{Grid, Tiling};
 use crate::backend::{Backend, Offer, PrepareError, Residency, Room};
 use crate::format::Role;
@@ -53,6 +54,18 @@ pub struct Caller {
     pub finish: usize,
 }
 
+/// How a plan is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// By [`Plan::run`]: one session after the other.
+    #[default]
+    Once,
+    /// By [`Plan::resume`], which has one more buffer for a tile on its way to or from the file.
+    Resumed,
+    /// In a [`Runner`](super::Runner), which keeps both sessions and all buffers.
+    Warm,
+}
+
 /// What a process may take for a run, and what it takes anyway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
@@ -64,6 +77,8 @@ pub struct Budget {
     pub caller: Caller,
     /// The most bytes that the process has had resident until now, which no plan can undo.
     pub so_far: usize,
+    /// How the plan will be run.
+    pub mode: Mode,
 }
 
 /// Bytes that stand at the same time, by what they are for.
@@ -115,9 +130,13 @@ impl Choice {
     /// # Errors
     /// The fewest bytes that would do.
     pub fn within(offers: Vec<Offer>, runs: u64, bytes: usize) -> Result<Self, usize> {
+        let rereads = runs.saturating_sub(1);
         let all: Vec<Self> = Self::all(offers).collect();
         let least = all.iter().map(Self::bytes).min().unwrap_or(usize::MAX);
-        all.into_iter().filter(|c| c.bytes() <= bytes).min_by_key(|c| c.rank(runs)).ok_or(least)
+        all.into_iter()
+            .filter(|c| c.bytes() <= bytes)
+            .min_by_key(|c| (c.rank(runs, rereads), c.bytes()))
+            .ok_or(least)
     }
 
     /// Bytes of weights resident at once.
@@ -135,27 +154,24 @@ impl Choice {
         self.offer.arena_bytes.saturating_add(self.weight_bytes())
     }
 
-    /// Bytes of weights that `runs` runs read again.
+    /// Bytes of weights that are read again where `rereads` runs find them dropped.
     #[must_use]
-    pub fn reread_bytes(&self, runs: u64) -> u64 {
+    pub fn reread_bytes(&self, rereads: u64) -> u64 {
         match self.weights {
             Residency::Keep => 0,
-            Residency::Drop => {
-                (self.offer.weights_kept as u64).saturating_mul(runs.saturating_sub(1))
-            }
+            Residency::Drop => (self.offer.weights_kept as u64).saturating_mul(rereads),
         }
     }
 
-    /// What to compare by: the work of `runs` runs; weights that are kept before weights that are dropped,
-    /// as the next run finds them warm; bytes.
-    fn rank(&self, runs: u64) -> (u64, bool, usize) {
-        (self.work(runs), self.weights == Residency::Drop, self.bytes())
+    /// What to compare by: work, and of equals weights that are kept before weights that are dropped.
+    fn rank(&self, runs: u64, rereads: u64) -> (u64, bool) {
+        (self.work(runs, rereads), self.weights == Residency::Drop)
     }
 
-    /// The work of `runs` runs, in multiply-accumulates.
+    /// The work of `runs` runs of which `rereads` find dropped weights gone, in multiply-accumulates.
     #[must_use]
-    pub fn work(&self, runs: u64) -> u64 {
-        let reread = self.reread_bytes(runs).saturating_mul(MACS_PER_BYTE);
+    pub fn work(&self, runs: u64, rereads: u64) -> u64 {
+        let reread = self.reread_bytes(rereads).saturating_mul(MACS_PER_BYTE);
         self.offer.macs.saturating_mul(runs).saturating_add(reread)
     }
 
@@ -175,7 +191,9 @@ pub struct StagePlan {
     pub choice: Choice,
     /// How often it runs.
     pub runs: u64,
-    /// What stands in memory meanwhile.
+    /// How often it then finds its weights gone where they are dropped.
+    pub rereads: u64,
+    /// What stands in memory meanwhile, of all sessions.
     pub parts: Parts,
 }
 
@@ -183,7 +201,7 @@ impl StagePlan {
     /// Its work in multiply-accumulates; see [`Choice::work`].
     #[must_use]
     pub fn work(&self) -> u64 {
-        self.choice.work(self.runs)
+        self.choice.work(self.runs, self.rereads)
     }
 
     /// Its multiply-accumulates.
@@ -423,61 +441,103 @@ impl Plan<'_> {
         }
     }
 
+    /// Every way to run `grid` that no other one beats in both bytes and work.
     fn price_grid(
         &self,
         backend: &dyn Backend,
         budget: &Budget,
         grid: Grid,
     ) -> Result<Vec<Strategy>, PipelineError> {
-        let stage_plans = |stage: Stage| {
-            let [h, w] = grid.tile();
-            let offers = backend
-                .offers(self.model, stage.role(), h, w)
-                .map_err(|source| PipelineError::Prepare { stage, source })?;
-            let tiles = grid.tiles() as u64;
-            let caller = budget.caller;
-            let (runs, picture) = match stage {
-                Stage::Denoise => (tiles * self.schedule.steps.len() as u64, caller.input),
-                Stage::Decode => (tiles, caller.input.saturating_add(caller.result)),
-            };
-            let plan = |choice: Choice| {
-                let parts = Parts {
-                    base: budget.base,
-                    picture,
-                    pipeline: self.stage_bytes(&grid, stage),
-                    arena: choice.offer.arena_bytes,
-                    weights: choice.weight_bytes(),
-                };
-                StagePlan { stage, choice, runs, parts }
-            };
-            Ok::<Vec<StagePlan>, PipelineError>(Choice::all(offers).map(plan).collect())
+        let [h, w] = grid.tile();
+        let choices = |stage: Stage| -> Result<Vec<Choice>, PipelineError> {
+            let offers = backend.offers(self.model, stage.role(), h, w);
+            let offers = offers.map_err(|source| PipelineError::Prepare { stage, source })?;
+            Ok(Choice::all(offers).collect())
         };
-        let (unet, decoder) = (stage_plans(Stage::Denoise)?, stage_plans(Stage::Decode)?);
-        let Caller { input, result, finish } = budget.caller;
-        let picture = input.saturating_add(result).saturating_add(finish);
-        let finish = Parts { base: budget.base, picture, ..Parts::default() };
-        // Each stage takes its least work at a limit; a limit between two totals changes nothing.
-        let least = finish.total().max(budget.so_far);
-        let mut limits: Vec<usize> =
-            unet.iter().chain(&decoder).map(|s| s.parts.total().max(least)).collect();
-        limits.sort_unstable();
-        limits.dedup();
-        let best = |plans: &[StagePlan], limit: usize| {
-            let fitting = plans.iter().filter(|s| s.parts.total() <= limit);
-            fitting.min_by_key(|s| s.choice.rank(s.runs)).cloned()
-        };
-        let mut found: Vec<Strategy> = Vec::new();
-        for limit in limits {
-            if let (Some(unet), Some(decoder)) = (best(&unet, limit), best(&decoder, limit)) {
-                let stages = [unet, decoder];
-                let so_far = budget.so_far;
-                let strategy = Strategy { grid: grid.clone(), stages, finish, so_far };
-                if found.last() != Some(&strategy) {
-                    found.push(strategy);
-                }
-            }
-        }
+        let (unets, decoders) = (choices(Stage::Denoise)?, choices(Stage::Decode)?);
+        let pairs = unets.iter().flat_map(|u| decoders.iter().map(move |d| (u, d)));
+        let mut found: Vec<Strategy> =
+            pairs.map(|(u, d)| self.strategy_of(budget, &grid, u, d)).collect();
+        found.sort_by_key(|s| (s.peak(), s.work(), s.drops()));
+        let mut best = (u64::MAX, usize::MAX);
+        found.retain(|s| {
+            let rank = (s.work(), s.drops());
+            let better = rank < best;
+            best = best.min(rank);
+            better
+        });
         Ok(found)
+    }
+
+    /// `grid` run in these ways.
+    fn strategy_of(
+        &self,
+        budget: &Budget,
+        grid: &Grid,
+        unet: &Choice,
+        decoder: &Choice,
+    ) -> Strategy {
+        let Caller { input, result, finish } = budget.caller;
+        let base = budget.base;
+        let [h, w] = grid.tile();
+        let [denoise, decode] = self.stage_bytes(grid);
+        let latent = self.latent_bytes();
+        let sum = |bytes: &[usize]| bytes.iter().fold(0, |sum: usize, &b| sum.saturating_add(b));
+        let arenas = [unet, decoder].map(|c| c.offer.arena_bytes);
+        let weights = [unet, decoder].map(Choice::weight_bytes);
+        let staying = self.model.is_part_of_program();
+        let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
+        // A tile's output, as bytes, where it goes through a file.
+        let floats = [channels, factor * factor * RGB].map(|c| h * w * c * size_of::<f32>());
+        let record = |i: usize| if budget.mode == Mode::Resumed { floats[i] } else { 0 };
+        let parts = match budget.mode {
+            Mode::Warm => {
+                let all = Parts {
+                    base,
+                    picture: sum(&[input, result]),
+                    pipeline: sum(&[latent, denoise, decode]),
+                    arena: sum(&arenas),
+                    weights: sum(&weights),
+                };
+                [all, all]
+            }
+            Mode::Once | Mode::Resumed => [
+                Parts {
+                    base,
+                    picture: input,
+                    pipeline: sum(&[latent, denoise, record(0)]),
+                    arena: arenas[0],
+                    weights: weights[0],
+                },
+                Parts {
+                    base,
+                    picture: sum(&[input, result]),
+                    pipeline: sum(&[latent, decode, record(1)]),
+                    arena: arenas[1],
+                    weights: if staying { sum(&weights) } else { weights[1] },
+                },
+            ],
+        };
+        let tiles = grid.tiles() as u64;
+        let stage = |stage, choice: &Choice, runs: u64, parts| {
+            // Between the frames of a stream weights go as between the runs of one.
+            let rereads = if budget.mode == Mode::Warm { runs } else { runs.saturating_sub(1) };
+            StagePlan { stage, choice: choice.clone(), runs, rereads, parts }
+        };
+        Strategy {
+            grid: grid.clone(),
+            stages: [
+                stage(Stage::Denoise, unet, tiles * self.schedule.steps.len() as u64, parts[0]),
+                stage(Stage::Decode, decoder, tiles, parts[1]),
+            ],
+            finish: Parts {
+                base,
+                picture: sum(&[input, result, finish]),
+                weights: if staying { sum(&weights) } else { 0 },
+                ..Parts::default()
+            },
+            so_far: budget.so_far,
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Pace {
             Stage::Denoise => self.unet,
             Stage::Decode => self.decoder,
         };
-        let reread = stage.choice.reread_bytes(stage.runs) as f64;
+        let reread = stage.choice.reread_bytes(stage.rereads) as f64;
         stage.macs() as f64 / rate + reread / REREAD_PER_SECOND
     }
 
@@ -96,15 +96,15 @@ fn measure_stage(
                 .map_err(|source| PipelineError::Run { stage, source })
                 .map(|()| start.elapsed())
         };
-        // The first run touches the arena and the weights.
+        // The first run touches the arena and the weights; of the next, another process may interrupt one.
         let first = run()?;
-        let largest = size == most || side >= most[0].max(most[1]);
-        // A tile of twice the side takes four times as long, its first run included.
-        if !largest && begin.elapsed() + 8 * first <= time {
+        let mut best = run()?.min(run()?);
+        let largest = side >= most[0].max(most[1]);
+        // A tile of twice the side takes four times as long, and is run three times as well.
+        if !largest && begin.elapsed() + 4 * (first + 2 * best) <= time {
             side *= 2;
             continue;
         }
-        let mut best = first;
         while begin.elapsed() + best <= time {
             best = best.min(run()?);
         }

@@ -11,12 +11,13 @@ use crate::bundled;
 use crate::console::{bytes, remark, say, say_json};
 use crate::exit::{FileError, PipeClosed, Stopped, UsageError};
 use crate::interrupt::Interrupt;
-use crate::memory::peak_rss_bytes;
+use crate::memory::{self, peak_rss_bytes};
 use crate::picture::{self, PictureError};
 use crate::progress::Pace;
 use latile_runtime::format::Spacing;
 use latile_runtime::persist::Output;
-use latile_runtime::pipeline::{Picture, PipelineError, Pixels, Plan, to_byte};
+use latile_runtime::pipeline::budget::{Caller, Mode};
+use latile_runtime::pipeline::{Budget, Picture, PipelineError, Pixels, Plan, Strategy, to_byte};
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
@@ -97,6 +98,8 @@ struct Report<'a> {
     arena_bytes: usize,
     weight_bytes: usize,
     pipeline_bytes: usize,
+    /// What the process was to have at most.
+    planned_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -128,6 +131,7 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
     let plan = Plan::new(&model, width, height, &options)?;
     let output_size = result_size(&plan, Path::new(&input.name))?;
     let backend = super::super::cpu(args.threads)?;
+    let plan = plan.within(&backend, &budget(args, [width * height, pixels_of(output_size)]))?;
     let mut runner = plan.runner(&backend)?;
     let mut output = Sink::open(&args.output, args.overwrite)?;
     let format = args.output_format.unwrap_or(Format::Raw);
@@ -205,6 +209,7 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
         arena_bytes: done_by.arena_bytes,
         weight_bytes: done_by.weight_bytes,
         pipeline_bytes: done_by.pipeline_bytes,
+        planned_bytes: plan.strategy().map(Strategy::peak),
         peak_rss_bytes: peak_rss_bytes(),
     };
     match (args.json, to_stdout) {
@@ -214,6 +219,29 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
             Ok(())
         }
         (false, false) => Ok(say(&describe(&report, report.output))?),
+    }
+}
+
+fn pixels_of([height, width]: [u32; 2]) -> usize {
+    height as usize * width as usize
+}
+
+/// What the stream may take: two frames are on their way in, one is made, and the encoder holds a PNG twice.
+fn budget(args: &Args, [input, output]: [usize; 2]) -> Budget {
+    let copies = match args.output_format.unwrap_or(Format::Raw) {
+        Format::Raw => 1,
+        Format::Png => 3,
+    };
+    Budget {
+        limit: args.memory,
+        base: memory::base_bytes(0),
+        caller: Caller {
+            input: input.saturating_mul(2 * RGB),
+            result: output.saturating_mul(copies * RGB),
+            finish: 0,
+        },
+        so_far: memory::so_far(),
+        mode: Mode::Warm,
     }
 }
 
