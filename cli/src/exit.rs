@@ -98,6 +98,7 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(match e {
             PictureError::Io { .. } => Exit::Io,
             PictureError::Refused { .. } => Exit::Image,
+            PictureError::Memory { .. } => Exit::Budget,
         });
     }
     if let Some(e) = cause.downcast_ref::<ModelError>() {

@@ -88,6 +88,16 @@ fn a_budget_that_cannot_do() {
     assert!(number(&report, "planned_bytes") <= allowed * MIB, "{report}");
 }
 
+/// 48 MB of pixels are not read where 40 MiB are allowed.
+#[test]
+fn a_picture_that_alone_is_too_large() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "in.png", &png_bomb(4000));
+    run_in(dir.path(), &["upscale", "in.png", "out.png", "--memory", "40M"])
+        .refused(5, &["in.png: its pixels alone take 45.8 MiB", "40.0 MiB are allowed"]);
+    assert_eq!(names(dir.path()), ["in.png"]);
+}
+
 /// What is planned is what is taken: the arena to the byte, the process within 4 MiB.
 #[test]
 fn a_plan_is_kept() {

@@ -226,7 +226,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     interrupt.check()?;
     // Invariant: `within` chose one.
     let Some(chosen) = plan.strategy() else { return Ok(()) };
-    let pace = Pace::measure(&backend, &model, chosen.grid.tile(), MEASURE)?;
+    let pace = Pace::measure(&backend, &model, chosen, MEASURE)?;
     interrupt.check()?;
 
     let isa = backend.isa();

@@ -198,7 +198,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let encoding = Encoding::of(&args.output, args.quality)?;
     output::check(&args.output, args.overwrite)?;
     let resume = resume(args)?;
-    let mut input = picture::read(&args.input)?;
+    let mut input = picture::read_within(&args.input, args.memory)?;
     let model = bundled::open(args.model.as_deref())?;
     let options = options(args)?;
     let size = (input.width as usize, input.height as usize);

@@ -6,7 +6,7 @@
 use super::budget::{StagePlan, Strategy};
 use super::noise::Generator;
 use super::plan::{PipelineError, Stage};
-use crate::backend::{Backend, Room};
+use crate::backend::Backend;
 use crate::format::Model;
 use std::time::{Duration, Instant};
 
@@ -23,19 +23,22 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Measures both components of `model` on `backend` for about `time` in all, at tiles of at most `most`
-    /// (latent height and width). A machine that needs longer for the smallest tile takes longer.
+    /// Measures both components of `model` on `backend` for about `time` in all, at tiles up to those of
+    /// `strategy` and with no more room than it has. A machine that needs longer for the smallest tile takes
+    /// longer.
     ///
     /// # Errors
     /// [`PipelineError::Prepare`], [`PipelineError::Run`].
     pub fn measure(
         backend: &dyn Backend,
         model: &Model,
-        most: [usize; 2],
+        strategy: &Strategy,
         time: Duration,
     ) -> Result<Self, PipelineError> {
+        let most = strategy.grid.tile();
         let rate = |stage| measure_stage(backend, model, stage, most, time / 2);
-        Ok(Self { unet: rate(Stage::Denoise)?, decoder: rate(Stage::Decode)? })
+        let [unet, decoder] = &strategy.stages;
+        Ok(Self { unet: rate(unet)?, decoder: rate(decoder)? })
     }
 
     /// Seconds that a stage will take.
@@ -60,10 +63,11 @@ impl Pace {
 fn measure_stage(
     backend: &dyn Backend,
     model: &Model,
-    stage: Stage,
+    plan: &StagePlan,
     most: [usize; 2],
     time: Duration,
 ) -> Result<f64, PipelineError> {
+    let stage = plan.stage;
     let multiple = model.component(stage.role())?.multiple as usize;
     let begin = Instant::now();
     let mut side = multiple;
@@ -71,7 +75,7 @@ fn measure_stage(
         let size = most.map(|m| m.min(side).next_multiple_of(multiple));
         let prepare = |source| PipelineError::Prepare { stage, source };
         let mut session = backend
-            .prepare(model, stage.role(), size[0], size[1], Room::default())
+            .prepare(model, stage.role(), size[0], size[1], plan.choice.room())
             .map_err(prepare)?;
         let mut noise = Generator::new(0);
         // Invariant: a session's ports can be counted.

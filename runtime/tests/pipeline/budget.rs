@@ -270,7 +270,7 @@ fn a_pace_predicts_by_stages() {
     let options = Options::default();
     let plan = plan_with(&model, &options, &fake, None);
     let strategy = plan.strategy().unwrap();
-    let pace = Pace::measure(&fake, &model, [150, 160], Duration::from_millis(40)).unwrap();
+    let pace = Pace::measure(&fake, &model, strategy, Duration::from_millis(40)).unwrap();
     assert!(pace.unet > 0.0 && pace.decoder > 0.0);
     let pace = Pace { unet: 1e6, decoder: 2e6 };
     let [unet, decoder] = &strategy.stages;
