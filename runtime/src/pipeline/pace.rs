@@ -24,8 +24,7 @@ pub struct Pace {
 
 impl Pace {
     /// Measures both components of `model` on `backend` for about `time` in all, at tiles up to those of
-    /// `strategy` and with no more room than it has. A machine that needs longer for the smallest tile takes
-    /// longer.
+    /// `strategy` and with no more room than it has. On a slow machine it takes some times as long.
     ///
     /// # Errors
     /// [`PipelineError::Prepare`], [`PipelineError::Run`].
@@ -100,12 +99,13 @@ fn measure_stage(
                 .map_err(|source| PipelineError::Run { stage, source })
                 .map(|()| start.elapsed())
         };
-        // The first run touches the arena and the weights; of the next, another process may interrupt one.
-        let first = run()?;
-        let mut best = run()?.min(run()?);
+        // The first run touches the arena and the weights.
+        run()?;
+        let mut best = run()?;
+        // A tile of twice the side takes four times as long. Small ones say little: their steps are shorter
+        // than what threads need to meet.
         let largest = side >= most[0].max(most[1]);
-        // A tile of twice the side takes four times as long, and is run three times as well.
-        if !largest && begin.elapsed() + 4 * (first + 2 * best) <= time {
+        if !largest && begin.elapsed() <= time / 2 && 4 * best <= time {
             side *= 2;
             continue;
         }
