@@ -12,6 +12,8 @@ use std::process::{Child, Command, Stdio};
 const SIZE: [u32; 2] = [8, 6];
 const IN: usize = 8 * 6 * 3;
 const OUT: usize = IN * 16;
+/// With a spacing of which there is nothing to warn.
+const HOW: [&str; 6] = ["--model", "sr.latile", "--steps", "2", "--spacing", "trailing"];
 
 /// Frame `n` of a moving picture, as rgb24.
 fn frame(n: usize) -> Vec<u8> {
@@ -20,8 +22,7 @@ fn frame(n: usize) -> Vec<u8> {
 
 fn frames(dir: &Path, more: &[&str]) -> Command {
     let mut command = latile(dir);
-    let args = ["upscale", "--frames", "8x6", "--model", "sr.latile", "--steps", "2"];
-    command.args(args).args(more);
+    command.args(["upscale", "--frames", "8x6"]).args(HOW).args(more);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -57,8 +58,9 @@ fn singles(dir: &Path, count: usize) -> Vec<Vec<u8>> {
         .map(|n| {
             let picture = image::RgbImage::from_raw(SIZE[0], SIZE[1], frame(n)).unwrap();
             picture.save(dir.join("one.png")).unwrap();
-            let args = ["upscale", "one.png", "one-4x.png", "--model", "sr.latile", "--steps", "2"];
-            run(latile(dir).args(args).arg("--overwrite")).done();
+            let mut command = latile(dir);
+            command.args(["upscale", "one.png", "one-4x.png", "--overwrite"]).args(HOW);
+            run(&mut command).done();
             image::open(dir.join("one-4x.png")).unwrap().to_rgb8().into_raw()
         })
         .collect()
@@ -222,7 +224,7 @@ fn signals_end_it_between_frames() {
 fn memory_stays_over_a_thousand_frames() {
     let dir = tempfile::tempdir().unwrap();
     sr_model(dir.path());
-    let args = ["-", "-", "--steps", "1", "--threads", "1"];
+    let args = ["-", "-", "--threads", "1"];
     let mut child = frames(dir.path(), &args).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let resident = || {

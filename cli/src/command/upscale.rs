@@ -267,7 +267,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         Ok(interrupt.check()?)
     })?;
     if let Some(resume) = &resume {
-        resume.remove().map_err(PipelineError::from)?;
+        resume.remove()?;
     }
 
     let report = Report {

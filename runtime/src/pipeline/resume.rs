@@ -15,7 +15,7 @@
 //! A base replaces the file through [`crate::persist`], so that a power cut leaves the old or the new one.
 //! Tiles are appended, each with a checksum; the first that is not whole ends the file, and is computed again.
 //! Where values are exactly those of f16, which is so for models that store f16, a tile takes half the room:
-//! the file grows to 8 bytes for each pixel of the result (16 for f32 models), overlaps not counted.
+//! the file grows to 6 bytes for each pixel of the decoded tiles (12 for f32 models).
 //!
 //! | bytes | type | what |
 //! |---|---|---|
@@ -33,7 +33,7 @@
 //!
 //! Numbers are little-endian.
 
-use super::plan::Plan;
+use super::plan::{Plan, RGB};
 use super::upscale::{Picture, Pixels};
 use crate::persist::{Output, PersistError, sweep};
 use half::f16;
@@ -207,6 +207,15 @@ impl Write for Fnv {
 }
 
 impl Plan<'_> {
+    /// Bytes that [`Plan::resume`] takes beyond [`Plan::pipeline_bytes`]: the tile on its way to the file.
+    #[must_use]
+    pub fn resume_bytes(&self) -> usize {
+        let [h, w] = self.grid.tile();
+        let factor = self.latent.factor as usize;
+        let values = (self.latent.channels as usize).max(factor * factor * RGB);
+        TILE_HEAD + h * w * values * size_of::<f32>()
+    }
+
     /// What this run on `picture` is told by. Threads, instruction sets and ways of running are not part of
     /// it, because they do not change a bit.
     pub(super) fn identity(&self, picture: &Picture<'_>) -> Identity {
@@ -504,6 +513,7 @@ impl<'r> Journal<'r> {
         let short = output.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
         let bytes = &mut self.bytes;
         bytes.clear();
+        bytes.reserve_exact(TILE_HEAD + size_of_val(output));
         bytes.extend((tile as u32).to_le_bytes());
         bytes.extend(u32::from(short).to_le_bytes());
         bytes.extend([0; 4]);

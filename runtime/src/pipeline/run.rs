@@ -117,7 +117,7 @@ impl<'a> Plan<'a> {
             gmac_before: journal.map_or(0.0, |j| self.macs_of(first, j.recalled()) as f64 / 1e9),
             arena_bytes: unet.arena_bytes.max(decoder.arena_bytes),
             weight_bytes: unet.weight_bytes.max(decoder.weight_bytes),
-            pipeline_bytes: self.pipeline_bytes(),
+            pipeline_bytes: self.pipeline_bytes() + resume.map_or(0, |_| self.resume_bytes()),
             ..self.report(unet, &decoder)
         })
     }

@@ -85,8 +85,8 @@ pub struct Report {
     pub arena_bytes: usize,
     /// The sessions' mapped weights, likewise.
     pub weight_bytes: usize,
-    /// The pipeline's own buffers ([`Plan::pipeline_bytes`], or [`Plan::runner_bytes`] in a runner), and the
-    /// result's where it made it.
+    /// The pipeline's own buffers ([`Plan::pipeline_bytes`], with [`Plan::resume_bytes`] where the run is kept;
+    /// [`Plan::runner_bytes`] in a runner), and the result's where it made it.
     pub pipeline_bytes: usize,
 }
 
