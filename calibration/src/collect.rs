@@ -132,7 +132,7 @@ impl Collector {
         for component in &mut self.components {
             let loaded = model.load(component.role)?;
             for layer in &mut component.layers {
-                let norms = norms(model, layer, || WeightNorms::read(loaded, layer.weight))?;
+                let norms = norms(model, layer, || WeightNorms::read(&loaded, layer.weight))?;
                 let all = merged(&layer.moments);
                 layer.candidates =
                     equalise::candidates(&norms, &all, &layer.moments, &layer.segments)
@@ -163,7 +163,7 @@ impl Collector {
             let loaded = model.load(component.role)?;
             let mut layers = Vec::new();
             for layer in component.layers {
-                let norms = norms(model, &layer, || WeightNorms::read(loaded, layer.weight))?;
+                let norms = norms(model, &layer, || WeightNorms::read(&loaded, layer.weight))?;
                 let table = layer.table(&norms, percentile);
                 if let Some(g) = table.groups.iter().position(|g| g.ranges.is_none()) {
                     log::warn!(

@@ -35,7 +35,7 @@ pub(crate) struct WeightNorms {
 impl WeightNorms {
     /// Of the float weight `id` of `component`, `[n, c, kh, kw]` or `[n, c]`, as it lies packed; `None`
     /// where it is not stored so, which a float model's are.
-    pub(crate) fn read(component: LoadedComponent<'_>, id: WeightId) -> Option<Self> {
+    pub(crate) fn read(component: &LoadedComponent<'_>, id: WeightId) -> Option<Self> {
         let spec = component.spec().graph.weight(id);
         let n = *spec.shape.first()? as usize;
         let c = *spec.shape.get(1)? as usize;

@@ -1,6 +1,7 @@
 //! The model inside the program, and the choice between it and a file.
 
-use latile_runtime::format::Model;
+use crate::exit::UsageError;
+use latile_runtime::format::{Held, Model};
 use std::path::Path;
 
 /// Bytes at the alignment that a model's weights need where they lie.
@@ -12,14 +13,20 @@ struct Aligned<T: ?Sized>(T);
 static PHOTO_X4: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/photo-x4.latile")));
 
-/// The model at `path`, or the bundled one.
+/// The model at `path`, or the bundled one; a file is held as `held` says, mapped by default.
 ///
 /// # Errors
-/// A usage error where no path is given and the program carries no model; else as [`Model::open`].
-pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Model> {
-    match path {
-        Some(path) => Ok(Model::open(path)?),
-        None => bundled(),
+/// A usage error where no path is given and the program carries no model or is asked how to hold its
+/// file; else as [`Model::open_held`].
+pub(crate) fn open(path: Option<&Path>, held: Option<Held>) -> anyhow::Result<Model> {
+    match (path, held) {
+        (Some(path), held) => Ok(Model::open_held(path, held.unwrap_or_default())?),
+        (None, None) => bundled(),
+        (None, Some(_)) => Err(UsageError(
+            "--weights says how a model's file is held, and the bundled model is part of the program; name a file with --model, or leave --weights out"
+                .to_owned(),
+        )
+        .into()),
     }
 }
 
@@ -30,7 +37,7 @@ fn bundled() -> anyhow::Result<Model> {
 
 #[cfg(not(feature = "bundled"))]
 fn bundled() -> anyhow::Result<Model> {
-    Err(crate::exit::UsageError(
+    Err(UsageError(
         "this program was built without a model of its own; name one with --model FILE.latile"
             .to_owned(),
     )

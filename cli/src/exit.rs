@@ -143,6 +143,7 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 fn model(e: &ModelError) -> Exit {
     match e {
         ModelError::Io { .. } => Exit::Io,
+        ModelError::Memory { .. } => Exit::Budget,
         _ => Exit::Model,
     }
 }
@@ -268,6 +269,6 @@ mod tests {
     fn a_cause_is_said_once() {
         let e = ModelError::Io { path: "m.latile".into(), source: std::io::Error::other("gone") };
         let e = anyhow::Error::from(e).context("cannot upscale");
-        assert_eq!(message(&e), "cannot upscale: cannot open model m.latile: gone");
+        assert_eq!(message(&e), "cannot upscale: cannot read model m.latile: gone");
     }
 }

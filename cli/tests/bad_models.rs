@@ -148,6 +148,7 @@ fn a_model_cut_at_any_length() {
             &["inspect", "cut.latile"][..],
             &["upscale", "in.png", "out.png", "--model", "cut.latile"],
             &["bench", "cut.latile", "--component", "unet", "--latent", "8x8"],
+            &["bench", "cut.latile", "--component", "unet", "--latent=8x8", "--weights=read"],
         ] {
             run_in(dir.path(), args).refused(4, &["cut.latile is refused"]);
         }
@@ -175,8 +176,11 @@ fn a_model_with_a_byte_changed() {
     let words = ["model bent.latile is damaged", "unet weight", "copy or export the file again"];
     let upscale = ["upscale", "in.png", "out.png", "--model", "bent.latile"];
     run_in(dir.path(), &upscale).refused(4, &words);
-    run_in(dir.path(), &["bench", "bent.latile", "--component", "unet", "--latent", "8x8"])
-        .refused(4, &words);
+    for weights in ["map", "read"] {
+        let bench =
+            ["bench", "bent.latile", "--component=unet", "--latent=8x8", "--weights", weights];
+        run_in(dir.path(), &bench).refused(4, &words);
+    }
     assert_eq!(names(dir.path()), ["bent.latile", "in.png", "sr.latile"]);
 }
 
@@ -185,7 +189,7 @@ fn a_model_that_is_none_or_lacks_a_component() {
     let dir = tempfile::tempdir().unwrap();
     picture(dir.path(), "in.png", 8, 8);
     run_in(dir.path(), &["upscale", "in.png", "out.png", "--model", "none.latile"])
-        .refused(6, &["cannot open model none.latile"]);
+        .refused(6, &["cannot read model none.latile"]);
     run_in(dir.path(), &["upscale", "in.png", "out.png", "--model", "in.png"])
         .refused(4, &["model in.png is refused", "latile export"]);
     let source = fixture("models/scale-shift");

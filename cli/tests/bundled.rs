@@ -67,3 +67,13 @@ fn without_a_bundled_model_one_must_be_named() {
         .refused(2, &["built without a model", "--model FILE.latile"]);
     assert_eq!(names(dir.path()), [""; 0]);
 }
+
+#[test]
+fn the_bundled_model_has_no_file_to_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["upscale", &example("chelsea.jpg"), "out.png", "--weights", "read"];
+    run_in(dir.path(), &args).refused(2, &["--weights", "bundled model", "--model"]);
+    let args = ["bench", "--component=unet", "--latent=8x8", "--weights=stream"];
+    run_in(dir.path(), &args).refused(2, &["--weights map or --weights read"]);
+    assert_eq!(names(dir.path()), [""; 0]);
+}

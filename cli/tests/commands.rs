@@ -48,6 +48,8 @@ fn upscale_makes_a_picture_four_times_as_large() {
     let first = with("b.png", &["--threads", "1"]);
     assert_eq!(first, std::fs::read(dir.path().join("a.png")).unwrap());
     assert_eq!(first, with("c.png", &["--threads", "3", "--seed", "0"]));
+    assert_eq!(first, with("m.png", &["--weights", "map"]));
+    assert_eq!(first, with("r.png", &["--weights", "read"]));
     assert_ne!(first, with("d.png", &["--seed", "1"]));
     assert_ne!(first, with("e.png", &["--eta", "1"]));
     assert_ne!(first, with("f.png", &["--spacing", "trailing"]));
@@ -200,7 +202,8 @@ fn run_agrees_with_diffusers() {
         put(dir.path(), "i.safetensors", &safetensors::serialize(tensors, None).unwrap());
         let out = format!("{component}.safetensors");
         let args = ["run", "sr.latile", "--component", component, "--inputs", "i.safetensors"];
-        let ran = run(latile(dir.path()).args(args).args(["--outputs", &out, "--json"]));
+        let weights = if component == "decoder" { "--weights=read" } else { "--weights=map" };
+        let ran = run(latile(dir.path()).args(args).args(["--outputs", &out, "--json", weights]));
         measured(&ran.json(), "seconds");
         let bytes = std::fs::read(dir.path().join(&out)).unwrap();
         let found = SafeTensors::deserialize(&bytes).unwrap();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use latile_runtime::format::{
-    Defaults, LatentSpec, Manifest, Metadata, Model, Precision, Role, Task, Writer,
+    Defaults, Held, LatentSpec, Manifest, Metadata, Model, Precision, Role, Task, Writer,
 };
 use latile_runtime::graph::{
     Graph, Layout, Node, Op, Pad, Port, ValueId, ValueKind, WeightId, WeightSpec,
@@ -73,8 +73,13 @@ fn open(bytes: &[u8]) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.latile");
     std::fs::write(&path, bytes).unwrap();
-    let model = Model::open(&path).map_err(|e| e.to_string())?;
-    model.verify().map_err(|e| e.to_string())
+    let checked = |held| {
+        let model = Model::open_held(&path, held).map_err(|e| e.to_string())?;
+        model.verify().map_err(|e| e.to_string())
+    };
+    let found = checked(Held::Mapped);
+    assert_eq!(checked(Held::Read), found, "a file is judged the same however it is held");
+    found
 }
 
 #[test]
@@ -90,6 +95,41 @@ fn what_is_written_is_read() {
     assert_eq!(c.weight(WeightId(1)).as_ptr() as usize % 4096, 0, "large weights start a page");
     assert!(model.load(Role::Encoder).unwrap_err().to_string().contains("unet, decoder"));
     assert_eq!(model_bytes(), model_bytes(), "the same model gives the same bytes");
+}
+
+#[test]
+fn what_is_held_is_read_and_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.latile");
+    std::fs::write(&path, model_bytes()).unwrap();
+    for held in [Held::Mapped, Held::Read] {
+        let model = Model::open_held(&path, held).unwrap();
+        assert_eq!(model.file_len() as u64, std::fs::metadata(&path).unwrap().len());
+        let c = model.load(Role::Decoder).unwrap();
+        let (bias, weight) = (WeightId(0), WeightId(1));
+        assert_eq!(c.place_of(c.weight(bias)), Some(0..80));
+        let place = c.place_of(c.weight(weight)).unwrap();
+        assert_eq!(place, 4096..4096 + 32 * 30 * 9 * 4);
+        assert!(place.end <= c.bytes() && c.bytes().is_multiple_of(4096));
+        assert_eq!(c.place_of(&[0; 80]), None);
+        let block = c.block_of(place.clone());
+        assert!(block.start <= place.start && place.end <= block.end && block.end <= c.bytes());
+        assert_eq!(c.can_release(), held == Held::Mapped && cfg!(target_os = "linux"));
+        // Given back, fetched, given back whole: the bytes are the same.
+        c.release(place.clone());
+        assert_eq!(c.weight(weight), &vec![2u8; 32 * 30 * 9 * 4][..]);
+        c.prefetch(0..c.bytes());
+        c.release(0..c.bytes());
+        assert_eq!(c.weight(bias), &[1u8; 80]);
+        // What is read is shared while it is used.
+        let again = model.load(Role::Decoder).unwrap();
+        assert_eq!(again.weight(bias).as_ptr(), c.weight(bias).as_ptr());
+        assert_ne!(c.weight(bias).as_ptr(), model.load(Role::Unet).unwrap().weight(bias).as_ptr());
+        // For pricing: as long, and as aligned.
+        let priced = model.unchecked(Role::Decoder).unwrap();
+        assert_eq!(priced.place_of(priced.weight(weight)), Some(place));
+        assert_eq!(priced.weight(bias).as_ptr() as usize % 64, 0);
+    }
 }
 
 #[test]

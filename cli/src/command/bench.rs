@@ -8,7 +8,7 @@ use crate::memory::{self, peak_rss_bytes};
 use crate::progress::{Progress, Unit};
 use argh::FromArgs;
 use latile_runtime::backend::Backend;
-use latile_runtime::format::{Model, Role};
+use latile_runtime::format::{Held, Model, Role};
 use latile_runtime::pipeline::Generator;
 use latile_runtime::tensor::ArenaError;
 use std::path::PathBuf;
@@ -34,6 +34,11 @@ pub(crate) struct Args {
     /// height and width of the latent; an encoder's picture is as much larger as the model says
     #[argh(option, from_str_fn(size), arg_name = "HxW")]
     pub(crate) latent: [usize; 2],
+
+    /// map or read: whether the model's file is mapped (the default), or read into memory, for storage
+    /// that should not be mapped
+    #[argh(option, from_str_fn(super::weights), arg_name = "how")]
+    pub(crate) weights: Option<Held>,
 
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
@@ -92,7 +97,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     if !(1..=100_000).contains(&args.runs) {
         return Err(UsageError(format!("--runs is {}; it can be 1 to 100000", args.runs)).into());
     }
-    let model = bundled::open(args.model.as_deref())?;
+    let model = bundled::open(args.model.as_deref(), args.weights)?;
     let [height, width] = input_size(&model, args.component, args.latent)?;
     let backend = super::cpu(args.threads)?;
     let role = args.component;

@@ -77,7 +77,7 @@ struct Tensor<'a> {
 /// # Errors
 /// A file that cannot be read or is no sound model.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let model = bundled::open(args.model.as_deref())?;
+    let model = bundled::open(args.model.as_deref(), None)?;
     let m = model.manifest();
     if args.json {
         return say_json(&Report {

@@ -18,7 +18,7 @@ use crate::interrupt::Interrupt;
 use crate::memory;
 use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, PrepareError, Room};
-use latile_runtime::format::{Model, Role};
+use latile_runtime::format::{Held, Model, Role};
 use latile_runtime::graph::ValueKind;
 use latile_runtime::pipeline::PipelineError;
 use latile_runtime::pipeline::budget::Choice;
@@ -129,6 +129,15 @@ fn role(name: &str) -> Result<Role, String> {
         .ok_or_else(|| "a component is unet, decoder or encoder".to_owned())
 }
 
+/// How the model's file is held, as `--weights` names it.
+fn weights(name: &str) -> Result<Held, String> {
+    match name {
+        "map" => Ok(Held::Mapped),
+        "read" => Ok(Held::Read),
+        _ => Err("weights can be mapped or read: --weights map or --weights read".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +146,13 @@ mod tests {
     fn components_have_names() {
         assert_eq!(role("decoder"), Ok(Role::Decoder));
         assert!(role("vae").is_err());
+    }
+
+    #[test]
+    fn weights_are_mapped_or_read() {
+        assert_eq!(weights("map"), Ok(Held::default()));
+        assert_eq!(weights("read"), Ok(Held::Read));
+        assert!(weights("stream").is_err());
     }
 
     #[test]

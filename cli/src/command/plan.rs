@@ -12,7 +12,7 @@ use crate::picture::{self, Encoding, Kind};
 use argh::FromArgs;
 use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, Residency};
-use latile_runtime::format::Model;
+use latile_runtime::format::{Held, Model};
 use latile_runtime::pipeline::budget::{Parts, StagePlan, advised, mib};
 use latile_runtime::pipeline::{Budget, Options, Pace, Plan, Strategy, Tiling};
 use std::io::Write;
@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// DDIM steps; by default what the model says
     #[argh(option, arg_name = "n")]
     pub(crate) steps: Option<u32>,
+
+    /// map or read, as for upscale
+    #[argh(option, from_str_fn(super::weights), arg_name = "how")]
+    pub(crate) weights: Option<Held>,
 
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
@@ -202,7 +206,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         output::check(path, args.overwrite)?;
     }
     let [width, height] = args.size;
-    let model = bundled::open(args.model.as_deref())?;
+    let model = bundled::open(args.model.as_deref(), args.weights)?;
     let options = Options {
         steps: args.steps,
         tile: args.tile,

@@ -8,7 +8,7 @@ use crate::output;
 use crate::tensors::{self, Tensor, to_nchw, to_nhwc};
 use argh::FromArgs;
 use latile_runtime::backend::{Backend, PortSpec};
-use latile_runtime::format::{ComponentSpec, Model, Role};
+use latile_runtime::format::{ComponentSpec, Held, Model, Role};
 use latile_runtime::graph::ValueKind;
 use latile_runtime::tensor::Shape;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,11 @@ pub(crate) struct Args {
     /// the safetensors file to write
     #[argh(option, arg_name = "file")]
     pub(crate) outputs: PathBuf,
+
+    /// map or read: whether the model's file is mapped (the default), or read into memory, for storage
+    /// that should not be mapped
+    #[argh(option, from_str_fn(super::weights), arg_name = "how")]
+    pub(crate) weights: Option<Held>,
 
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
@@ -89,7 +94,7 @@ struct Output {
 /// Files that cannot be read or written, tensors that the component does not take, a model that is refused.
 pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     output::check(&args.outputs, args.overwrite)?;
-    let model = Model::open(&args.model)?;
+    let model = Model::open_held(&args.model, args.weights.unwrap_or_default())?;
     let spec = model.component(args.component)?;
     let mut given = tensors::read(&args.inputs)?;
     let (size, inputs) = gather(spec, &mut given, &args.inputs)?;

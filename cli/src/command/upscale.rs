@@ -14,7 +14,7 @@ use crate::progress::{Progress, Unit};
 use crate::tensors;
 use anyhow::anyhow;
 use argh::FromArgs;
-use latile_runtime::format::Spacing;
+use latile_runtime::format::{Held, Spacing};
 use latile_runtime::pipeline::budget::Mode;
 use latile_runtime::pipeline::{
     self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Resume, Stage,
@@ -69,6 +69,11 @@ pub(crate) struct Args {
     /// to the model, which noisy or strongly compressed pictures want; by default what the model says
     #[argh(option, arg_name = "x")]
     pub(crate) consistency: Option<f32>,
+
+    /// map or read: whether the model's file is mapped (the default), or read into memory, for storage
+    /// that should not be mapped
+    #[argh(option, from_str_fn(super::weights), arg_name = "how")]
+    pub(crate) weights: Option<Held>,
 
     /// threads, by default one for each core
     #[argh(option, arg_name = "n")]
@@ -199,7 +204,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     output::check(&args.output, args.overwrite)?;
     let resume = resume(args)?;
     let mut input = picture::read_within(&args.input, args.memory)?;
-    let model = bundled::open(args.model.as_deref())?;
+    let model = bundled::open(args.model.as_deref(), args.weights)?;
     let options = options(args)?;
     let size = (input.width as usize, input.height as usize);
     let plan = Plan::new(&model, size.0, size.1, &options)?;

@@ -111,16 +111,16 @@ impl Header {
         b
     }
 
-    /// Reads the header from a file's bytes and checks it against the file's length.
+    /// Reads the header from the first [`PAGE`] bytes (or all, where there are fewer) of a file of `len`
+    /// bytes.
     ///
     /// # Errors
     /// [`HeaderError`], the first thing that is wrong.
-    pub fn parse(file: &[u8]) -> Result<Self, HeaderError> {
-        let len = file.len() as u64;
+    pub fn parse(file: &[u8], len: u64) -> Result<Self, HeaderError> {
         if file.len() >= MAGIC.len() && file[..8] != MAGIC {
             return Err(HeaderError::NotLatile);
         }
-        if len < PAGE {
+        if len < PAGE || (file.len() as u64) < PAGE {
             return Err(HeaderError::TooShort { len });
         }
         let u32_at =

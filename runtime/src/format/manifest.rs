@@ -229,6 +229,21 @@ impl ComponentSpec {
         let last = self.timestep_groups.len().saturating_sub(1);
         self.timestep_groups.iter().position(|&bound| t < bound as f32).unwrap_or(last)
     }
+
+    /// Where its weights lie, as offsets from the start of the weights. The reader has checked that they
+    /// follow one another.
+    pub(super) fn extent(&self) -> std::ops::Range<u64> {
+        match (self.places.first(), self.places.last()) {
+            (Some(first), Some(last)) => first.offset..last.offset + last.extent,
+            _ => 0..0,
+        }
+    }
+
+    /// Bytes of its weights, padding included.
+    pub(super) fn extent_len(&self) -> usize {
+        let extent = self.extent();
+        (extent.end - extent.start) as usize
+    }
 }
 
 /// Where a weight lies.

@@ -1,24 +1,40 @@
 //! Opens a model: the outline and manifest at once, each component's weights when they are asked for.
 
 use super::header::{Header, HeaderError, PAGE};
-use super::map::Bytes;
+use super::map::{BLOCK, Bytes, blocks, zeros};
 use super::{ComponentSpec, Manifest, Role};
-use crate::graph::{GraphError, ValueKind, WeightId};
+use crate::graph::{GraphError, ValueKind, WeightId, WeightSpec};
 use crate::tensor::ALIGN;
+use memmap2::{Mmap, MmapMut};
+use std::borrow::Cow;
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Why a model is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The file could not be opened or mapped.
-    #[error("cannot open model {}: {source}", path.display())]
+    /// The file could not be opened, mapped or read.
+    #[error("cannot read model {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// There is no memory to read weights into.
+    #[error(
+        "could not reserve {bytes} bytes for weights of model {model}: {source}; free memory, or let the model be mapped"
+    )]
+    Memory {
+        /// The model.
+        model: String,
+        /// Bytes asked for.
+        bytes: usize,
+        /// What the system said.
+        source: io::Error,
     },
     /// The outline is wrong.
     #[error("model {model} is refused: {source}")]
@@ -74,6 +90,17 @@ pub enum ModelError {
     },
 }
 
+/// How a model's file is held while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Held {
+    /// Mapped: weights are used where they lie, and the system can take their memory back at any time.
+    #[default]
+    Mapped,
+    /// Open, for storage that should not be mapped: a component's weights are read into memory when it is
+    /// [loaded](Model::load), and freed with the last [`LoadedComponent`] of it.
+    Read,
+}
+
 /// An opened model. Its outline, manifest and graphs have been checked; weights are checked when a
 /// component is [loaded](Model::load).
 #[derive(Debug)]
@@ -81,32 +108,109 @@ pub struct Model {
     name: String,
     bytes: Bytes,
     manifest: Manifest,
-    /// Length of the weights, which begin at [`PAGE`].
-    weights_len: usize,
-    verified: Vec<OnceLock<()>>,
+    state: Vec<State>,
 }
 
-/// A component whose weights have been checked.
-#[derive(Clone, Copy, Debug)]
+/// What is known of a component's weights.
+#[derive(Debug, Default)]
+struct State {
+    /// Set once they have been checked where they lie.
+    verified: OnceLock<()>,
+    /// Those that were read, while somebody uses them.
+    read: Mutex<Weak<Mmap>>,
+}
+
+/// A component whose weights have been checked, and what holds them in memory.
+#[derive(Clone, Debug)]
 pub struct LoadedComponent<'m> {
     spec: &'m ComponentSpec,
-    weights: &'m [u8],
+    weights: Weights<'m>,
+}
+
+/// A component's weights.
+#[derive(Clone, Debug)]
+enum Weights<'m> {
+    /// Part of the model's bytes.
+    InPlace { part: &'m [u8], bytes: &'m Bytes, at: usize },
+    /// Its own.
+    Read(Arc<Mmap>),
 }
 
 impl<'m> LoadedComponent<'m> {
     /// Its description.
     #[must_use]
-    pub fn spec(&self) -> &'m ComponentSpec {
+    pub const fn spec(&self) -> &'m ComponentSpec {
         self.spec
+    }
+
+    fn weights(&self) -> &[u8] {
+        match &self.weights {
+            Weights::InPlace { part, .. } => part,
+            Weights::Read(own) => own,
+        }
     }
 
     /// The bytes of a weight as stored, 64-byte aligned, without padding behind it.
     #[must_use]
-    pub fn weight(&self, id: WeightId) -> &'m [u8] {
-        let start = self.spec.places[id.index()].offset as usize;
+    pub fn weight(&self, id: WeightId) -> &[u8] {
+        let start = (self.spec.places[id.index()].offset - self.spec.extent().start) as usize;
         // Invariant: the reader has checked that `stored_bytes` exists and lies within the extent.
         let len = self.spec.graph.weight(id).stored_bytes().unwrap_or(0);
-        &self.weights[start..start + len]
+        &self.weights()[start..start + len]
+    }
+
+    /// Bytes of all its weights, their padding included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.spec.extent_len()
+    }
+
+    /// Where `part` of a weight, as [`LoadedComponent::weight`] gives it, lies among the component's
+    /// [bytes](LoadedComponent::bytes); `None` where it is no part of one.
+    #[must_use]
+    pub fn place_of(&self, part: &[u8]) -> Option<Range<usize>> {
+        let start = (part.as_ptr() as usize).checked_sub(self.weights().as_ptr() as usize)?;
+        let end = start.checked_add(part.len())?;
+        (end <= self.bytes()).then_some(start..end)
+    }
+
+    /// Asks the system to read a range of the component's bytes ahead of use, without waiting for it; the
+    /// resident set does not grow. Nothing where the model is not a mapped file.
+    pub fn prefetch(&self, range: Range<usize>) {
+        if let Weights::InPlace { bytes, at, .. } = self.weights {
+            bytes.prefetch(at + range.start..at + range.end);
+        }
+    }
+
+    /// Gives the memory of a range of the component's bytes back to the system, [outwards to whole
+    /// blocks](LoadedComponent::block_of); they are read again when they are next used. Nothing where
+    /// [`LoadedComponent::can_release`] says no.
+    pub fn release(&self, range: Range<usize>) {
+        if let Weights::InPlace { bytes, at, .. } = self.weights {
+            bytes.release(at + range.start..at + range.end);
+        }
+    }
+
+    /// What may be resident once a range of the component's bytes has been touched, as a range of them:
+    /// systems map more than the page that is asked for, and give it back as they mapped it.
+    #[must_use]
+    pub fn block_of(&self, range: Range<usize>) -> Range<usize> {
+        let Weights::InPlace { at, .. } = self.weights else {
+            return 0..self.bytes();
+        };
+        let outer = blocks(at + range.start..at + range.end, at + self.bytes());
+        outer.start.saturating_sub(at)..outer.end - at
+    }
+
+    /// Whether memory can be given back while the component is loaded: where the model is a mapped file
+    /// and the system is Linux or Android. Weights that were read stay until the component is dropped;
+    /// those that are part of the program are the system's to keep or drop.
+    #[must_use]
+    pub const fn can_release(&self) -> bool {
+        match self.weights {
+            Weights::InPlace { bytes, .. } => bytes.can_release(),
+            Weights::Read(_) => false,
+        }
     }
 }
 
@@ -116,18 +220,30 @@ impl Model {
     /// # Errors
     /// [`ModelError`], the first thing that is wrong.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Self::open_held(path, Held::Mapped)
+    }
+
+    /// Opens the model at `path`.
+    ///
+    /// # Errors
+    /// [`ModelError`], the first thing that is wrong.
+    pub fn open_held(path: &Path, held: Held) -> Result<Self, ModelError> {
         let io = |source| ModelError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
-            return Err(io(std::io::Error::other("it is not a regular file")));
+            return Err(io(io::Error::other("it is not a regular file")));
         }
         let name = path.display().to_string();
         if meta.len() == 0 {
             let source = HeaderError::TooShort { len: 0 };
             return Err(ModelError::Header { model: name, source });
         }
-        Self::from_bytes(name, Bytes::map(&file).map_err(io)?)
+        let bytes = match held {
+            Held::Mapped => Bytes::map(&file).map_err(io)?,
+            Held::Read => Bytes::File(Mutex::new(file), meta.len()),
+        };
+        Self::from_bytes(name, bytes)
     }
 
     /// Opens a model that is part of the program. `bytes` must be 64-byte aligned.
@@ -139,27 +255,28 @@ impl Model {
     }
 
     fn from_bytes(name: String, bytes: Bytes) -> Result<Self, ModelError> {
-        let file = bytes.as_slice();
         let refuse = |why: String| ModelError::Manifest { model: name.clone(), why };
-        let header = Header::parse(file)
+        let start = piece(&bytes, &name, 0, bytes.len().min(PAGE))?;
+        let header = Header::parse(&start, bytes.len())
             .map_err(|source| ModelError::Header { model: name.clone(), source })?;
-        if !(file.as_ptr() as usize).is_multiple_of(ALIGN) {
+        if bytes.as_slice().is_some_and(|b| !(b.as_ptr() as usize).is_multiple_of(ALIGN)) {
             return Err(refuse("lies at an unaligned address".to_owned()));
         }
-        let text = &file[header.manifest_offset() as usize..];
-        let found = crc32c::crc32c(text);
+        let text = piece(&bytes, &name, header.manifest_offset(), header.manifest_len)?;
+        let found = crc32c::crc32c(&text);
         if found != header.manifest_crc {
             return Err(refuse(format!(
                 "is damaged (checksum {found:08x}, expected {:08x}); copy the file again",
                 header.manifest_crc
             )));
         }
-        let manifest: Manifest = serde_json::from_slice(text)
+        let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|e| refuse(format!("is not understood: {e}; export the model again")))?;
         check(&manifest, header.weights_len, &name)?;
-        let verified = manifest.components.iter().map(|_| OnceLock::new()).collect();
-        let weights_len = header.weights_len as usize;
-        Ok(Self { name, bytes, manifest, weights_len, verified })
+        drop((start, text));
+        bytes.release(0..bytes.len() as usize);
+        let state = manifest.components.iter().map(|_| State::default()).collect();
+        Ok(Self { name, bytes, manifest, state })
     }
 
     /// The path or name it was opened by.
@@ -177,7 +294,7 @@ impl Model {
     /// Length of the file in bytes.
     #[must_use]
     pub fn file_len(&self) -> usize {
-        self.bytes.as_slice().len()
+        self.bytes.len() as usize
     }
 
     /// The description of component `role`; weights are not touched.
@@ -195,29 +312,22 @@ impl Model {
         })
     }
 
-    /// Component `role`, every byte of its weights compared with its checksum (the first time only).
+    /// Component `role`, every byte of its weights compared with its checksum: the first time where they
+    /// lie in memory, each time where they are [read](Held::Read). Checked weights are not left resident.
     ///
     /// # Errors
-    /// [`ModelError::NoComponent`], [`ModelError::Damaged`].
+    /// [`ModelError::NoComponent`], [`ModelError::Damaged`]; where weights are read, also
+    /// [`ModelError::Io`] and [`ModelError::Memory`].
     pub fn load(&self, role: Role) -> Result<LoadedComponent<'_>, ModelError> {
         let index = self.index(role)?;
-        let spec = &self.manifest.components[index];
-        let weights = &self.bytes.as_slice()[PAGE as usize..][..self.weights_len];
-        if self.verified[index].get().is_none() {
-            for (weight, place) in spec.graph.weights.iter().zip(&spec.places) {
-                let start = place.offset as usize;
-                let found = crc32c::crc32c(&weights[start..start + place.extent as usize]);
-                if found != place.crc32c {
-                    return Err(ModelError::Damaged {
-                        model: self.name.clone(),
-                        role,
-                        weight: weight.name.clone(),
-                        expected: place.crc32c,
-                        found,
-                    });
-                }
-            }
-            let _ = self.verified[index].set(());
+        let (spec, state) = (&self.manifest.components[index], &self.state[index]);
+        let Some(weights) = self.in_place(spec) else {
+            let weights = Weights::Read(self.read(spec, &state.read)?);
+            return Ok(LoadedComponent { spec, weights });
+        };
+        if state.verified.get().is_none() {
+            self.verify_in_place(spec)?;
+            let _ = state.verified.set(());
         }
         Ok(LoadedComponent { spec, weights })
     }
@@ -229,6 +339,102 @@ impl Model {
         matches!(self.bytes, Bytes::Static(_))
     }
 
+    /// Component `role` for pricing, which looks at where weights lie and never at what they are: they
+    /// are not checked and, where they would have to be [read](Held::Read), zeros that take no memory.
+    ///
+    /// # Errors
+    /// [`ModelError::NoComponent`], [`ModelError::Memory`].
+    pub fn unchecked(&self, role: Role) -> Result<LoadedComponent<'_>, ModelError> {
+        let spec = self.component(role)?;
+        let weights = match self.in_place(spec) {
+            Some(weights) => weights,
+            None => {
+                let memory = |e| self.no_memory(spec, e);
+                let zeros = zeros(spec.extent_len()).and_then(MmapMut::make_read_only);
+                Weights::Read(Arc::new(zeros.map_err(memory)?))
+            }
+        };
+        Ok(LoadedComponent { spec, weights })
+    }
+
+    fn in_place<'m>(&'m self, spec: &'m ComponentSpec) -> Option<Weights<'m>> {
+        let at = (PAGE + spec.extent().start) as usize;
+        let part = &self.bytes.as_slice()?[at..at + spec.extent_len()];
+        Some(Weights::InPlace { part, bytes: &self.bytes, at })
+    }
+
+    fn verify_in_place(&self, spec: &ComponentSpec) -> Result<(), ModelError> {
+        // Invariant: only called where the bytes are in memory.
+        let all = self.bytes.as_slice().unwrap_or_default();
+        let all_end = (PAGE + spec.extent().end) as usize;
+        for (weight, place) in spec.graph.weights.iter().zip(&spec.places) {
+            let mut at = (PAGE + place.offset) as usize;
+            let end = at + place.extent as usize;
+            let mut found = 0;
+            while at < end {
+                let next = (at + 1).next_multiple_of(CHUNK).min(end);
+                found = crc32c::crc32c_append(found, &all[at..next]);
+                // A component that is checked whole must not be resident whole: at most one block of it,
+                // while the next one is on its way.
+                if next.is_multiple_of(BLOCK) {
+                    self.bytes.release(at..next);
+                    self.bytes.prefetch(next..(next + BLOCK).min(all_end));
+                }
+                at = next;
+            }
+            self.compare(spec, weight, place.crc32c, found)?;
+        }
+        self.bytes.release((PAGE + spec.extent().start) as usize..all_end);
+        Ok(())
+    }
+
+    /// Reads a component's weights, or shares those that somebody else uses.
+    fn read(
+        &self,
+        spec: &ComponentSpec,
+        known: &Mutex<Weak<Mmap>>,
+    ) -> Result<Arc<Mmap>, ModelError> {
+        // A reader that panicked has left what was there before.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weights) = known.upgrade() {
+            return Ok(weights);
+        }
+        let mut own = zeros(spec.extent_len()).map_err(|e| self.no_memory(spec, e))?;
+        let first = spec.extent().start;
+        for (weight, place) in spec.graph.weights.iter().zip(&spec.places) {
+            let start = (place.offset - first) as usize;
+            let part = &mut own[start..start + place.extent as usize];
+            let mut found = 0;
+            for (i, chunk) in part.chunks_mut(CHUNK).enumerate() {
+                let at = PAGE + place.offset + (i * CHUNK) as u64;
+                self.bytes.read(at, chunk).map_err(|e| cannot_read(&self.name, e))?;
+                found = crc32c::crc32c_append(found, chunk);
+            }
+            self.compare(spec, weight, place.crc32c, found)?;
+        }
+        let own = Arc::new(own.make_read_only().map_err(|e| self.no_memory(spec, e))?);
+        *known = Arc::downgrade(&own);
+        Ok(own)
+    }
+
+    fn compare(
+        &self,
+        spec: &ComponentSpec,
+        weight: &WeightSpec,
+        expected: u32,
+        found: u32,
+    ) -> Result<(), ModelError> {
+        if found == expected {
+            return Ok(());
+        }
+        let (model, weight) = (self.name.clone(), weight.name.clone());
+        Err(ModelError::Damaged { model, role: spec.role, weight, expected, found })
+    }
+
+    fn no_memory(&self, spec: &ComponentSpec, source: io::Error) -> ModelError {
+        ModelError::Memory { model: self.name.clone(), bytes: spec.extent_len(), source }
+    }
+
     /// Checks every component's weights.
     ///
     /// # Errors
@@ -236,6 +442,23 @@ impl Model {
     pub fn verify(&self) -> Result<(), ModelError> {
         self.manifest.components.iter().try_for_each(|c| self.load(c.role).map(drop))
     }
+}
+
+/// How much is read and checked at a time: what the processor's caches hold, and a part of a [`BLOCK`].
+const CHUNK: usize = 256 << 10;
+
+fn cannot_read(name: &str, source: io::Error) -> ModelError {
+    ModelError::Io { path: PathBuf::from(name), source }
+}
+
+/// `len` bytes from `at` on, in place or read.
+fn piece<'b>(bytes: &'b Bytes, name: &str, at: u64, len: u64) -> Result<Cow<'b, [u8]>, ModelError> {
+    if let Some(all) = bytes.as_slice() {
+        return Ok(Cow::Borrowed(&all[at as usize..(at + len) as usize]));
+    }
+    let mut own = vec![0; len as usize];
+    bytes.read(at, &mut own).map_err(|e| cannot_read(name, e))?;
+    Ok(Cow::Owned(own))
 }
 
 /// Checks what the types of the manifest cannot say.

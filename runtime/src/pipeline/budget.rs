@@ -13,7 +13,7 @@
 //! strategy's price in memory is that of its largest stage, in work their sum. In a [`Runner`](super::Runner)
 //! both stand at once, and weights that are part of the program are never given back.
 
-use super::plan::{PipelineError, Plan, RGB, Stage};
+use super::plan::{PipelineError, Plan, Stage};
 use super::tiles::{Grid, Tiling};
 use crate::backend::{Backend, Offer, PrepareError, Residency, Room};
 use crate::format::Role;
@@ -479,17 +479,14 @@ impl Plan<'_> {
     ) -> Strategy {
         let Caller { input, result, finish } = budget.caller;
         let base = budget.base;
-        let [h, w] = grid.tile();
         let [denoise, decode] = self.stage_bytes(grid);
         let latent = self.latent_bytes();
         let sum = |bytes: &[usize]| bytes.iter().fold(0, |sum: usize, &b| sum.saturating_add(b));
         let arenas = [unet, decoder].map(|c| c.offer.arena_bytes);
         let weights = [unet, decoder].map(Choice::weight_bytes);
         let staying = self.model.is_part_of_program();
-        let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
-        // A tile's output, as bytes, where it goes through a file.
-        let floats = [channels, factor * factor * RGB].map(|c| h * w * c * size_of::<f32>());
-        let record = |i: usize| if budget.mode == Mode::Resumed { floats[i] } else { 0 };
+        let records = self.record_bytes(grid);
+        let record = |i: usize| if budget.mode == Mode::Resumed { records[i] } else { 0 };
         let parts = match budget.mode {
             Mode::Warm => {
                 let all = Parts {

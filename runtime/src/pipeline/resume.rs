@@ -34,6 +34,7 @@
 //! Numbers are little-endian.
 
 use super::plan::{Plan, RGB};
+use super::tiles::Grid;
 use super::upscale::{Picture, Pixels};
 use crate::persist::{Output, PersistError, sweep};
 use half::f16;
@@ -210,10 +211,16 @@ impl Plan<'_> {
     /// Bytes that [`Plan::resume`] takes beyond [`Plan::pipeline_bytes`]: the tile on its way to the file.
     #[must_use]
     pub fn resume_bytes(&self) -> usize {
-        let [h, w] = self.grid.tile();
+        let [denoise, decode] = self.record_bytes(&self.grid);
+        denoise.max(decode)
+    }
+
+    /// The same for either stage, where the tiles are those of `grid`.
+    pub(super) fn record_bytes(&self, grid: &Grid) -> [usize; 2] {
+        let [h, w] = grid.tile();
         let factor = self.latent.factor as usize;
-        let values = (self.latent.channels as usize).max(factor * factor * RGB);
-        TILE_HEAD + h * w * values * size_of::<f32>()
+        let values = [self.latent.channels as usize, factor * factor * RGB];
+        values.map(|c| TILE_HEAD + h * w * c * size_of::<f32>())
     }
 
     /// What this run on `picture` is told by. Threads, instruction sets and ways of running are not part of

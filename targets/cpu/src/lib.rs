@@ -13,6 +13,7 @@ pub mod peak;
 pub mod pool;
 pub mod reference;
 pub mod registry;
+mod residency;
 pub mod session;
 pub mod simd;
 pub mod steps;

@@ -1,17 +1,21 @@
 //! The CPU's [`Backend`] and [`Session`].
 //!
 //! `prepare` checks the component's weights, lowers its graph, plans and reserves the arena; `run` only
-//! computes: it allocates nothing and starts no thread. Weights are used where the model is mapped.
-//! Lowering and kernels live elsewhere in this crate.
+//! computes: it allocates nothing and starts no thread. Weights are used where the model is mapped, or
+//! where they were read to. Lowering, kernels and what is resident when live elsewhere in this crate.
+//!
+//! `unsafe` is here because a session holds its component's weights and the steps that borrow them.
 
 use crate::isa::{Isa, IsaError, Level};
 use crate::lower::{Program, lower};
 use crate::pool::{Pool, PoolError};
+use crate::residency::{Resident, Schedule};
 use crate::steps::StepError;
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
+    SessionStats,
 };
-use latile_runtime::format::{Model, Role};
+use latile_runtime::format::{LoadedComponent, Model, Role};
 use latile_runtime::graph::{Graph, Port, ShapeError, ValueId, ValueKind};
 use latile_runtime::tensor::{Arena, Shape};
 use std::sync::Arc;
@@ -99,12 +103,16 @@ impl CpuBackend {
         width: usize,
         room: Room,
     ) -> Result<CpuSession<'m>, PrepareError> {
-        let component = model.load(role)?;
-        let graph = &component.spec().graph;
+        let component = Arc::new(model.load(role)?);
+        // SAFETY: the component lies in an `Arc`, so that it stays where it is until the last holder of it
+        // goes. What borrows from it for longer than that, by its type, is the program alone, which does
+        // not leave the session and is dropped before `Resident`, the holder: see `CpuSession`.
+        let borrowed: &'m LoadedComponent<'m> = unsafe { &*Arc::as_ptr(&component) };
+        let graph = &borrowed.spec().graph;
         let shapes = shapes(graph, height, width)?;
         let threads = self.pool.threads();
         let dtype = model.manifest().precision.dtype();
-        let program = lower(component, &shapes, dtype, self.level, threads)?;
+        let program = lower(borrowed, &shapes, dtype, self.level, threads)?;
         if let Some(limit) = room.arena.filter(|limit| *limit < program.arena_bytes) {
             let smallest = program.arena_bytes;
             return Err(PrepareError::NoRoom { role, height, width, limit, smallest });
@@ -115,26 +123,28 @@ impl CpuBackend {
             layer: "codebook".to_owned(),
             why: e.to_string(),
         })?;
-        let weight_bytes = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
+        let schedule = Schedule::new(&program, &component, room.weights);
         let stats = SessionStats {
             backend: NAME.to_owned(),
             isa: self.level.isa().name().to_owned(),
             threads,
             arena_bytes: arena.bytes(),
             way: WHOLE.to_owned(),
-            weight_bytes,
+            weight_bytes: schedule.peak(),
             macs: graph.macs(&shapes),
         };
         log::info!(
-            "{role} at {height}x{width}: {} steps, arena {} bytes, {NAME} {}, {threads} threads",
+            "{role} at {height}x{width}: {} steps, arena {} bytes, weights {} bytes, {NAME} {}, {threads} threads",
             program.steps.len(),
             stats.arena_bytes,
+            stats.weight_bytes,
             stats.isa,
         );
         Ok(CpuSession {
             inputs: ports(graph, &graph.inputs, &shapes)?,
             outputs: ports(graph, &graph.outputs, &shapes)?,
             program,
+            weights: Resident::new(component, schedule),
             arena,
             pool: Arc::clone(&self.pool),
             stats,
@@ -191,18 +201,18 @@ impl Backend for CpuBackend {
         height: usize,
         width: usize,
     ) -> Result<Vec<Offer>, PrepareError> {
-        let component = model.load(role)?;
+        let component = model.unchecked(role)?;
         let graph = &component.spec().graph;
         let shapes = shapes(graph, height, width)?;
         let dtype = model.manifest().precision.dtype();
-        let program = lower(component, &shapes, dtype, self.level, self.pool.threads())?;
-        let weight_bytes: usize = graph.weights.iter().filter_map(|w| w.stored_bytes()).sum();
+        let program = lower(&component, &shapes, dtype, self.level, self.pool.threads())?;
+        let weights = |residency| Schedule::new(&program, &component, residency).peak();
         Ok(vec![Offer {
             way: WHOLE.to_owned(),
             arena_bytes: program.arena_bytes,
             macs: graph.macs(&shapes),
-            weights_kept: weight_bytes,
-            weights_dropped: weight_bytes,
+            weights_kept: weights(Residency::Keep),
+            weights_dropped: weights(Residency::Drop),
         }])
     }
 
@@ -223,7 +233,9 @@ impl Backend for CpuBackend {
 pub struct CpuSession<'m> {
     inputs: Vec<PortSpec>,
     outputs: Vec<PortSpec>,
+    /// Borrows from `weights`, and so stands before it: fields are dropped in order.
     program: Program<'m>,
+    weights: Resident<'m>,
     arena: Arena,
     pool: Arc<Pool>,
     stats: SessionStats,
@@ -337,11 +349,14 @@ impl CpuSession<'_> {
                     .map_err(|e| bug(&step.name, &e))?;
             }
             let start = self.seconds.is_some().then(Instant::now);
+            self.weights.before(i);
             program.run_step(step, &mut self.arena, &self.pool).map_err(|e| bug(&step.name, &e))?;
+            self.weights.after(i);
             if let (Some(start), Some(seconds)) = (start, &mut self.seconds) {
                 seconds[i] = start.elapsed();
             }
         }
+        self.weights.ran();
         for ((tensor, port), spec) in outputs.iter_mut().zip(&program.outputs).zip(&self.outputs) {
             let finite = program
                 .hand_out(*port, tensor, &mut self.arena, &self.pool)

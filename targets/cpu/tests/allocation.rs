@@ -12,7 +12,7 @@ use compare::inputs;
 use counting::allocations;
 use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
-use latile_runtime::backend::Session;
+use latile_runtime::backend::{Residency, Room, Session};
 use latile_runtime::format::Role;
 use latile_runtime::tensor::DType;
 
@@ -27,9 +27,10 @@ fn a_run_does_not_allocate() {
         let model = net.model();
         let given = inputs(&model, 6, 8, 1);
         for level in Level::available() {
-            for timed in [false, true] {
+            for (timed, weights) in [(false, Residency::Keep), (true, Residency::Drop)] {
                 let backend = CpuBackend::new(3, level).unwrap();
-                let mut session = backend.session(&model, Role::Decoder, 6, 8).unwrap();
+                let room = Room { weights, ..Room::default() };
+                let mut session = backend.session_in(&model, Role::Decoder, 6, 8, room).unwrap();
                 session.time_layers(timed);
                 let mut outputs: Vec<Vec<f32>> = session
                     .outputs()

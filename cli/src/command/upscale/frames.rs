@@ -125,7 +125,7 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
         );
     }
     let input = Source::check(&args.input)?;
-    let model = bundled::open(args.model.as_deref())?;
+    let model = bundled::open(args.model.as_deref(), args.weights)?;
     let options = options(args)?;
     let (width, height) = (size.width as usize, size.height as usize);
     let plan = Plan::new(&model, width, height, &options)?;

@@ -29,7 +29,7 @@ const _: () = assert!(cfg!(target_endian = "little"));
 /// [`PrepareError::Unsupported`] where a layer cannot be computed, [`PrepareError::Arena`] where the
 /// buffers exceed the address space.
 pub(crate) fn lower<'m>(
-    component: LoadedComponent<'m>,
+    component: &'m LoadedComponent<'m>,
     shapes: &[Shape],
     dtype: DType,
     level: Level,
@@ -96,7 +96,7 @@ fn is_port(graph: &Graph) -> Vec<bool> {
 }
 
 struct Builder<'m, 'a> {
-    component: LoadedComponent<'m>,
+    component: &'m LoadedComponent<'m>,
     graph: &'m Graph,
     shapes: &'a [Shape],
     dtype: DType,

@@ -21,6 +21,7 @@ mod fuse;
 mod program;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 pub(crate) use build::lower;
 pub(crate) use program::Program;

@@ -37,7 +37,7 @@ fn lowered(net: &Net, h: usize, w: usize, look: impl FnOnce(&Program<'_>)) {
     let model: Model = net.model();
     let component = model.load(Role::Decoder).unwrap();
     let shapes = net.graph.infer(&[(h, w)]).unwrap();
-    let program = lower(component, &shapes, DType::F32, Level::best(), 1).unwrap();
+    let program = lower(&component, &shapes, DType::F32, Level::best(), 1).unwrap();
     look(&program);
 }
 

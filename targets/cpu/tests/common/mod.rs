@@ -330,8 +330,14 @@ impl Net {
 
     /// The network as component `decoder` of a mapped model.
     pub(crate) fn model(&self) -> Model {
+        // The map outlives the file's name.
+        Model::open(self.file().path()).unwrap()
+    }
+
+    /// The network as component `decoder` of a model's file.
+    pub(crate) fn file(&self) -> tempfile::NamedTempFile {
         let defaults = Defaults { steps: 1, eta: 0.0, consistency: 0.0 };
-        self.mapped(&[(Role::Decoder, self)], |precision| Manifest {
+        self.written(&[(Role::Decoder, self)], |precision| Manifest {
             metadata: Metadata::default(),
             precision,
             task: Task::Components,
@@ -348,6 +354,14 @@ impl Net {
         components: &[(Role, &Self)],
         manifest: impl FnOnce(Precision) -> Manifest,
     ) -> Model {
+        Model::open(self.written(components, manifest).path()).unwrap()
+    }
+
+    fn written(
+        &self,
+        components: &[(Role, &Self)],
+        manifest: impl FnOnce(Precision) -> Manifest,
+    ) -> tempfile::NamedTempFile {
         let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
         for (role, net) in components {
             let port = net.graph.inputs.iter().find(|p| p.name == "time_proj");
@@ -367,8 +381,7 @@ impl Net {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         file.flush().unwrap();
-        // The map outlives the file's name.
-        Model::open(file.path()).unwrap()
+        file
     }
 }
 
