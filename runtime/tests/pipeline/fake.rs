@@ -223,7 +223,7 @@ impl Inner {
         let a_pixel = if role == Role::Unet { 1024 } else { 3072 };
         let offer = |i: usize| Offer {
             way: format!("fake {i}"),
-            arena_bytes: 640 + (height * width * a_pixel >> i) - i,
+            arena_bytes: 640 + ((height * width * a_pixel) >> i) - i,
             macs: macs << i,
             weights_kept: kept,
             weights_dropped: dropped,
