@@ -1,6 +1,6 @@
 //! The command line as a whole. Each command's own arguments stand with the command.
 
-use crate::command::{bench, compare, devices, inspect, run, upscale};
+use crate::command::{bench, compare, devices, inspect, plan, run, upscale};
 use argh::{EarlyExit, FromArgs};
 use std::ffi::OsString;
 
@@ -18,10 +18,12 @@ use crate::command::{calibrate, export};
     error_code(2, "the command line is wrong"),
     error_code(3, "a picture is refused: damaged, too large, or not a picture"),
     error_code(4, "a model or checkpoint is refused: damaged, unsupported, or not one"),
-    error_code(5, "the memory does not suffice"),
+    error_code(5, "the memory, or what --memory allows, does not suffice"),
     error_code(6, "a file cannot be read or written, or exists and --overwrite is not given"),
     error_code(7, "compare: the quality asked for is not reached"),
-    error_code(130, "interrupted; no output was written")
+    error_code(8, "a resume file is refused: of another run, damaged, or not one"),
+    error_code(130, "interrupted; no output was written, of a stream of frames whole ones only"),
+    error_code(141, "whoever read the frames has closed the pipe; nothing is said")
 )]
 struct Latile {
     /// print the version
@@ -37,6 +39,7 @@ struct Latile {
 #[argh(subcommand)]
 pub(crate) enum Command {
     Upscale(upscale::Args),
+    Plan(plan::Args),
     #[cfg(feature = "export")]
     Calibrate(calibrate::Args),
     #[cfg(feature = "export")]
@@ -96,13 +99,18 @@ fn version() -> String {
     format!("latile {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// `--name=value` as `--name value`, up to a `--`: the parser knows only the latter.
+/// What a lone `-`, standard input or output, is to the parser, which would take it for an option. No system
+/// has such a file.
+pub(crate) const STANDARD: &str = "/dev/-";
+
+/// `--name=value` as `--name value` and `-` as [`STANDARD`], up to a `--`: the parser knows only those.
 fn split_equals(words: Vec<String>) -> Vec<String> {
     let mut out = Vec::with_capacity(words.len());
     let mut options = true;
     for word in words {
         options &= word != "--";
         match word.split_once('=') {
+            _ if options && word == "-" => out.push(STANDARD.to_owned()),
             Some((name, value)) if options && name.starts_with("--") => {
                 out.extend([name.to_owned(), value.to_owned()]);
             }
@@ -134,6 +142,16 @@ mod tests {
     }
 
     #[test]
+    fn a_dash_is_a_file() {
+        let Parsed::Run(command) = parse_line("latile upscale - - --frames 8x6") else {
+            panic!("it is read")
+        };
+        let Command::Upscale(args) = *command else { panic!("upscale") };
+        assert_eq!([args.input.to_str(), args.output.to_str()], [Some(STANDARD); 2]);
+        assert_eq!(args.frames.map(|f| (f.width, f.height)), Some((8, 6)));
+    }
+
+    #[test]
     fn help_is_shown_and_mistakes_are_wrong() {
         for line in
             ["latile --help", "latile -h", "latile upscale --help", "latile --version", "latile -V"]
@@ -155,7 +173,7 @@ mod tests {
     #[test]
     fn help_lists_every_exit_code() {
         let Parsed::Show(text) = parse_line("latile --help") else { panic!("help") };
-        for code in ["0", "1", "2", "3", "4", "5", "6", "7", "130"] {
+        for code in ["0", "1", "2", "3", "4", "5", "6", "7", "8", "130", "141"] {
             assert!(
                 text.lines().any(|l| l.split_whitespace().next() == Some(code)),
                 "{code} in {text}"

@@ -8,7 +8,7 @@ use latile_cpu::session::CpuError;
 use latile_runtime::backend::PrepareError;
 use latile_runtime::format::ModelError;
 use latile_runtime::persist::PersistError;
-use latile_runtime::pipeline::PipelineError;
+use latile_runtime::pipeline::{PipelineError, ResumeError};
 use latile_runtime::tensor::ArenaError;
 
 /// What the process tells its caller.
@@ -25,14 +25,18 @@ pub(crate) enum Exit {
     Image = 3,
     /// A model or checkpoint is damaged, unsupported, or not one.
     Model = 4,
-    /// The memory at hand does not suffice.
+    /// The memory at hand, or what `--memory` allows, does not suffice.
     Budget = 5,
     /// A file cannot be read or written, or is there already.
     Io = 6,
     /// `compare` measured less than was asked for.
     Quality = 7,
-    /// Ctrl-C; nothing was left behind.
+    /// A resume file is of another run, damaged, or not one.
+    Resume = 8,
+    /// Ctrl-C; nothing was left behind, or of a stream of frames whole ones only.
     Interrupted = 130,
+    /// The reader of a stream of frames has gone: 128 + SIGPIPE, as a shell reports other programs.
+    PipeClosed = 141,
 }
 
 /// Wrong arguments that the parser alone cannot see.
@@ -57,6 +61,16 @@ pub(crate) struct FileError {
 #[error("interrupted; no output was written")]
 pub(crate) struct Interrupted;
 
+/// As [`Interrupted`], where something remains; the text says what.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; {0}")]
+pub(crate) struct Stopped(pub(crate) String);
+
+/// Whoever read the output has closed it.
+#[derive(Debug, thiserror::Error)]
+#[error("the output was closed by its reader")]
+pub(crate) struct PipeClosed;
+
 /// `compare` measured less than was asked for.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -71,8 +85,11 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if cause.is::<UsageError>() {
         return Some(Exit::Usage);
     }
-    if cause.is::<Interrupted>() {
+    if cause.is::<Interrupted>() || cause.is::<Stopped>() {
         return Some(Exit::Interrupted);
+    }
+    if cause.is::<PipeClosed>() {
+        return Some(Exit::PipeClosed);
     }
     if cause.is::<QualityError>() {
         return Some(Exit::Quality);
@@ -81,6 +98,7 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(match e {
             PictureError::Io { .. } => Exit::Io,
             PictureError::Refused { .. } => Exit::Image,
+            PictureError::Memory { .. } => Exit::Budget,
         });
     }
     if let Some(e) = cause.downcast_ref::<ModelError>() {
@@ -91,6 +109,9 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if let Some(e) = cause.downcast_ref::<PipelineError>() {
         return pipeline(e);
+    }
+    if let Some(e) = cause.downcast_ref::<ResumeError>() {
+        return Some(resume(e));
     }
     if let Some(e) = cause.downcast_ref::<CpuError>() {
         return match e {
@@ -145,14 +166,27 @@ fn pipeline(e: &PipelineError) -> Option<Exit> {
         PipelineError::Schedule(_)
         | PipelineError::Consistency { .. }
         | PipelineError::Tiles(_)
+        | PipelineError::OneTile
         | PipelineError::Noise(_) => Some(Exit::Usage),
         PipelineError::Picture(_) => Some(Exit::Image),
-        PipelineError::OutOfMemory { .. } => Some(Exit::Budget),
+        PipelineError::OutOfMemory { .. } | PipelineError::Budget { .. } => Some(Exit::Budget),
         PipelineError::Cancelled => Some(Exit::Interrupted),
+        PipelineError::Resume(e) => Some(resume(e)),
         PipelineError::Prepare { .. }
         | PipelineError::Run { .. }
         | PipelineError::NonFinite { .. }
         | PipelineError::Constant { .. } => None,
+    }
+}
+
+/// A resume file's errors: the system's, or the file's own.
+fn resume(e: &ResumeError) -> Exit {
+    match e {
+        ResumeError::Io { .. } | ResumeError::Persist(_) => Exit::Io,
+        ResumeError::NotOne { .. }
+        | ResumeError::Version { .. }
+        | ResumeError::Damaged { .. }
+        | ResumeError::Other { .. } => Exit::Resume,
     }
 }
 

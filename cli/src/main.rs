@@ -21,6 +21,7 @@ use exit::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    latile_cpu::allocator::give_back_large_blocks();
     let code = match args::parse(std::env::args_os()) {
         args::Parsed::Run(command) => run(*command),
         args::Parsed::Show(text) => finish(console::say(text.trim_end()).map_err(Into::into)),
@@ -45,8 +46,12 @@ fn finish(result: anyhow::Result<()>) -> Exit {
     match result {
         Ok(()) => Exit::Done,
         Err(e) => {
-            console::remark(&format!("latile: {}", exit::message(&e)));
-            exit::classify(&e)
+            let code = exit::classify(&e);
+            // As programs that a closed pipe ends: `head` wants no explanation.
+            if code != Exit::PipeClosed {
+                console::remark(&format!("latile: {}", exit::message(&e)));
+            }
+            code
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Progress {
     label: String,
     unit: Unit,
     start: Instant,
+    /// What was done before the clock started, where work goes on that was begun earlier.
+    before: Option<u64>,
     view: View,
 }
 
@@ -51,16 +53,17 @@ impl Progress {
         } else {
             View::Plain { last: None }
         };
-        Self { label: label.into(), unit, start: Instant::now(), view }
+        Self { label: label.into(), unit, start: Instant::now(), before: None, view }
     }
 
     /// Says that `done` of `total` are done, and what comes next.
     pub(crate) fn at(&mut self, done: u64, total: u64, next: &str) {
+        let before = *self.before.get_or_insert(done);
         let elapsed = self.start.elapsed();
         if elapsed < PATIENCE {
             return;
         }
-        let text = describe(done, total, elapsed, self.unit);
+        let text = describe(before, done, total, elapsed, self.unit);
         let text = if next.is_empty() { text } else { format!("{next}, {text}") };
         match &mut self.view {
             View::Terminal(bar) => {
@@ -95,15 +98,41 @@ impl Drop for Progress {
     }
 }
 
-/// `30 %, 41.2 GMAC/s, 9 s left`.
-fn describe(done: u64, total: u64, elapsed: Duration, unit: Unit) -> String {
-    let seconds = elapsed.as_secs_f64();
-    if done == 0 || total == 0 || seconds <= 0.0 {
-        return "0 %".to_owned();
+/// How fast frames pass, on stderr, a line now and then. Allocates nothing.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    since: Instant,
+    frames: u64,
+    every: Duration,
+}
+
+impl Pace {
+    /// Starts the clock.
+    pub(crate) fn new() -> Self {
+        Self { since: Instant::now(), frames: 0, every: PATIENCE }
     }
-    let rate = done as f64 / seconds;
+
+    /// Says that `frames` have passed; the rate is that since the line before.
+    pub(crate) fn at(&mut self, frames: u64) {
+        let elapsed = self.since.elapsed();
+        if elapsed < self.every {
+            return;
+        }
+        let rate = (frames - self.frames) as f64 / elapsed.as_secs_f64();
+        let _ = writeln!(std::io::stderr(), "upscale: {frames} frames, {rate:.2} frames/s");
+        *self = Self { since: Instant::now(), frames, every: PLAIN_EVERY };
+    }
+}
+
+/// `30 %, 41.2 GMAC/s, 9 s left`.
+fn describe(before: u64, done: u64, total: u64, elapsed: Duration, unit: Unit) -> String {
+    let seconds = elapsed.as_secs_f64();
+    let percent = 100.0 * done as f64 / total.max(1) as f64;
+    if done <= before || seconds <= 0.0 {
+        return format!("{percent:.0} %");
+    }
+    let rate = (done - before) as f64 / seconds;
     let left = total.saturating_sub(done) as f64 / rate;
-    let percent = 100.0 * done as f64 / total as f64;
     let pace = match unit {
         Unit::Macs => format!("{:.1} GMAC/s", rate / 1e9),
         #[cfg(feature = "export")]
@@ -130,13 +159,16 @@ mod tests {
 
     #[test]
     fn rate_and_time_left() {
-        let t = |done, ms, unit| describe(done, 40, Duration::from_millis(ms), unit);
+        let t = |done, ms, unit| describe(0, done, 40, Duration::from_millis(ms), unit);
         assert_eq!(t(0, 2000, Unit::Runs), "0 %");
         assert_eq!(t(10, 5000, Unit::Runs), "25 %, 2.0 runs/s, 15 s left");
         assert_eq!(t(1, 4000, Unit::Runs), "2 %, 4.0 s a run, 2 min 36 s left");
         assert_eq!(t(40, 4000, Unit::Runs), "100 %, 10.0 runs/s, 0 s left");
-        let gigas = describe(3_000_000_000, 6_000_000_000, Duration::from_secs(2), Unit::Macs);
+        let gigas = describe(0, 3_000_000_000, 6_000_000_000, Duration::from_secs(2), Unit::Macs);
         assert_eq!(gigas, "50 %, 1.5 GMAC/s, 2 s left");
+        let resumed = |done| describe(20, done, 40, Duration::from_secs(5), Unit::Runs);
+        assert_eq!(resumed(20), "50 %");
+        assert_eq!(resumed(30), "75 %, 2.0 runs/s, 5 s left");
         assert_eq!(duration(7260.0), "2 h 01 min");
     }
 }

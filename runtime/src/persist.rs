@@ -56,8 +56,8 @@ impl Output {
         }
         let name = path.file_name().ok_or_else(|| io(io::Error::other("it names no file")))?;
         let mut builder = tempfile::Builder::new();
-        let prefix = format!(".{}.", name.to_string_lossy());
-        builder.prefix(&prefix).suffix(".part");
+        let prefix = prefix(name);
+        builder.prefix(&prefix).suffix(SUFFIX);
         // Temporary files are private by default; an output gets what the user's umask says.
         #[cfg(unix)]
         {
@@ -98,6 +98,30 @@ impl Output {
     }
 }
 
+/// Removes the temporary neighbours of `path` that a process killed while writing it has left. Not while
+/// another process may be writing the same output.
+pub fn sweep(path: &Path) {
+    let Some(name) = path.file_name() else { return };
+    let prefix = prefix(name);
+    // A folder that cannot be read is left for the output itself to complain of.
+    for entry in std::fs::read_dir(folder(path)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let middle = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(SUFFIX));
+        if middle.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_alphanumeric())) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// How the name of a temporary neighbour ends.
+const SUFFIX: &str = ".part";
+
+/// How the name of a temporary neighbour of `name` begins.
+fn prefix(name: &std::ffi::OsStr) -> String {
+    format!(".{}.", name.to_string_lossy())
+}
+
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -132,6 +156,24 @@ mod tests {
         out.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn leftovers_are_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        for name in
+            ["run", ".run.Ab1.part", ".run..part", ".run.a.b.part", ".runs.Ab1.part", "x.part"]
+        {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        sweep(&path);
+        assert!(!dir.path().join(".run.Ab1.part").exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
+        // What is written now has such a name.
+        std::mem::forget(Output::create(&path, true).unwrap());
+        sweep(&path);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use crate::bundled;
 use crate::console::{bytes, say, say_json};
 use crate::exit::UsageError;
 use crate::interrupt::Interrupt;
-use crate::memory::peak_rss_bytes;
+use crate::memory::{self, peak_rss_bytes};
 use crate::progress::{Progress, Unit};
 use argh::FromArgs;
-use latile_runtime::backend::{Backend, Room};
+use latile_runtime::backend::Backend;
 use latile_runtime::format::{Held, Model, Role};
 use latile_runtime::pipeline::Generator;
 use latile_runtime::tensor::ArenaError;
@@ -44,6 +44,11 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "n")]
     pub(crate) threads: Option<usize>,
 
+    /// the most memory the process may have resident, weights included, such as 256M or 1.5G; K, M and G
+    /// are powers of 1024
+    #[argh(option, from_str_fn(memory::parse), arg_name = "size")]
+    pub(crate) memory: Option<usize>,
+
     /// timed runs, after one that is not (default 5)
     #[argh(option, arg_name = "n", default = "5")]
     pub(crate) runs: u32,
@@ -78,6 +83,9 @@ struct Report<'a> {
     gmac_per_s: f64,
     arena_bytes: usize,
     weight_bytes: usize,
+    /// What the process was to have at most.
+    planned_bytes: usize,
+    way: String,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -92,7 +100,17 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let model = bundled::open(args.model.as_deref(), args.weights)?;
     let [height, width] = input_size(&model, args.component, args.latent)?;
     let backend = super::cpu(args.threads)?;
-    let mut session = backend.prepare(&model, args.component, height, width, Room::default())?;
+    let role = args.component;
+    let alone = super::Alone {
+        role,
+        size: [height, width],
+        runs: u64::from(args.runs) + 1,
+        limit: args.memory,
+        resident: 0,
+        tensors: super::tensor_bytes(&model, role, [height, width])?.iter().sum(),
+    };
+    let (room, planned_bytes) = alone.plan(&backend, &model)?;
+    let mut session = backend.prepare(&model, role, height, width, room)?;
     let mut noise = Generator::new(0);
     let inputs = session
         .inputs()
@@ -142,6 +160,8 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         gmac_per_s: gmac / median_s,
         arena_bytes: stats.arena_bytes,
         weight_bytes: stats.weight_bytes,
+        planned_bytes,
+        way: stats.way,
         peak_rss_bytes: peak_rss_bytes(),
     };
     if args.json {

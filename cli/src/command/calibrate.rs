@@ -102,6 +102,7 @@ pub(crate) fn decode(path: &Path) -> Result<RgbPicture, String> {
     let picture = picture::read(path).map_err(|e| match e {
         PictureError::Io { source, .. } => format!("it cannot be read: {source}"),
         PictureError::Refused { why, .. } => why,
+        e @ PictureError::Memory { .. } => e.to_string(),
     })?;
     Ok(RgbPicture {
         width: picture.width,

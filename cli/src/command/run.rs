@@ -3,11 +3,11 @@
 use crate::console::{plain, say, say_json};
 use crate::exit::UsageError;
 use crate::interrupt::Interrupt;
-use crate::memory::peak_rss_bytes;
+use crate::memory::{self, peak_rss_bytes};
 use crate::output;
 use crate::tensors::{self, Tensor, to_nchw, to_nhwc};
 use argh::FromArgs;
-use latile_runtime::backend::{Backend, PortSpec, Room};
+use latile_runtime::backend::{Backend, PortSpec};
 use latile_runtime::format::{ComponentSpec, Held, Model, Role};
 use latile_runtime::graph::ValueKind;
 use latile_runtime::tensor::Shape;
@@ -49,6 +49,11 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "n")]
     pub(crate) threads: Option<usize>,
 
+    /// the most memory the process may have resident, weights included, such as 256M or 1.5G; K, M and G
+    /// are powers of 1024
+    #[argh(option, from_str_fn(memory::parse), arg_name = "size")]
+    pub(crate) memory: Option<usize>,
+
     /// replace the output if it exists
     #[argh(switch)]
     pub(crate) overwrite: bool,
@@ -71,6 +76,9 @@ struct Report<'a> {
     gmac_per_s: f64,
     arena_bytes: usize,
     weight_bytes: usize,
+    /// What the process was to have at most.
+    planned_bytes: usize,
+    way: String,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -91,7 +99,18 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut given = tensors::read(&args.inputs)?;
     let (size, inputs) = gather(spec, &mut given, &args.inputs)?;
     let backend = super::cpu(args.threads)?;
-    let mut session = backend.prepare(&model, args.component, size[0], size[1], Room::default())?;
+    let [taken, given] = super::tensor_bytes(&model, args.component, size)?;
+    let alone = super::Alone {
+        role: args.component,
+        size,
+        runs: 1,
+        limit: args.memory,
+        resident: taken,
+        // Results stand as they come, as planes, as bytes and as a file.
+        tensors: taken.saturating_add(given.saturating_mul(4)),
+    };
+    let (room, planned_bytes) = alone.plan(&backend, &model)?;
+    let mut session = backend.prepare(&model, args.component, size[0], size[1], room)?;
     let input_slices: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
     let mut results =
         session.outputs().iter().map(|p| super::buffer(p.shape)).collect::<Result<Vec<_>, _>>()?;
@@ -127,6 +146,8 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         gmac_per_s: gmac / seconds,
         arena_bytes: stats.arena_bytes,
         weight_bytes: stats.weight_bytes,
+        planned_bytes,
+        way: stats.way,
         peak_rss_bytes: peak_rss_bytes(),
     };
     if args.json {

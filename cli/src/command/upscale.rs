@@ -1,10 +1,13 @@
-//! `latile upscale`: a picture in, a larger picture out.
+//! `latile upscale`: a picture in, a larger picture out. Streams of frames are [`frames`]'s.
 
+mod frames;
+
+use crate::args::STANDARD;
 use crate::bundled;
 use crate::console::{bytes, say, say_json};
-use crate::exit::{Interrupted, UsageError};
+use crate::exit::{Interrupted, Stopped, UsageError};
 use crate::interrupt::Interrupt;
-use crate::memory::peak_rss_bytes;
+use crate::memory::{self, peak_rss_bytes};
 use crate::output;
 use crate::picture::{self, Encoding, Picture, PictureError, Samples};
 use crate::progress::{Progress, Unit};
@@ -12,12 +15,14 @@ use crate::tensors;
 use anyhow::anyhow;
 use argh::FromArgs;
 use latile_runtime::format::{Held, Spacing};
+use latile_runtime::pipeline::budget::Mode;
 use latile_runtime::pipeline::{
-    self, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Stage,
+    self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Resume, Stage,
+    Strategy, Tiling,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The largest result: 16384 × 16384 pixels.
 const MAX_RESULT_PIXELS: u64 = 1 << 28;
@@ -28,15 +33,15 @@ const MAX_RESULT_PIXELS: u64 = 1 << 28;
     subcommand,
     name = "upscale",
     help_triggers("-h", "--help"),
-    example = "{command_name} photo.jpg photo-4x.png\n{command_name} photo.jpg photo-4x.jpg --steps 8 --seed 3 --json",
+    example = "{command_name} photo.jpg photo-4x.png\n{command_name} photo.jpg photo-4x.jpg --steps 8 --seed 3 --json\n{command_name} map.png map-4x.png --resume map.resume\nffmpeg -i in.mp4 -f rawvideo -pix_fmt rgb24 - | {command_name} - - --frames 320x180 | ffplay -f rawvideo -pix_fmt rgb24 -video_size 1280x720 -",
     note = "The EXIF orientation is applied and an ICC profile goes along. Opacity is enlarged\nbicubically. Samples of 16 bits stay so in a .png."
 )]
 pub(crate) struct Args {
-    /// the picture: PNG, JPEG or WebP
+    /// the picture: PNG, JPEG or WebP; with --frames a stream of raw frames, - for standard input
     #[argh(positional, arg_name = "INPUT")]
     pub(crate) input: PathBuf,
 
-    /// the result: .png, .jpg or .webp
+    /// the result: .png, .jpg or .webp; with --frames a stream of frames, - for standard output
     #[argh(positional, arg_name = "OUTPUT")]
     pub(crate) output: PathBuf,
 
@@ -74,6 +79,16 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "n")]
     pub(crate) threads: Option<usize>,
 
+    /// the most memory the process may have resident, weights included, such as 256M or 1.5G; K, M and G
+    /// are powers of 1024
+    #[argh(option, from_str_fn(memory::parse), arg_name = "size")]
+    pub(crate) memory: Option<usize>,
+
+    /// exact (the whole frame at once), blend (overlapping tiles where the picture is larger than one), or
+    /// auto: exact where --memory allows it at less than 1.5 times the work (default auto)
+    #[argh(option, from_str_fn(memory::tiling), default = "Tiling::Auto", arg_name = "how")]
+    pub(crate) tiling: Tiling,
+
     /// largest side of a tile, in pixels of the input: less takes less memory
     #[argh(option, arg_name = "px")]
     pub(crate) tile: Option<usize>,
@@ -90,6 +105,25 @@ pub(crate) struct Args {
     /// quality of a JPEG result, 1 to 100 (default 95)
     #[argh(option, arg_name = "n", default = "95")]
     pub(crate) quality: u8,
+
+    /// keep what is finished in this file, and go on from there when the same command is run again; it is
+    /// removed when the output is in place
+    #[argh(option, arg_name = "file")]
+    pub(crate) resume: Option<PathBuf>,
+
+    /// least seconds between two writes of --resume that wait for the disk (default 3): about what a power
+    /// cut costs; more spares a memory card
+    #[argh(option, arg_name = "s")]
+    pub(crate) resume_every: Option<f64>,
+
+    /// upscale a stream of raw frames of this size until it ends: 8 bits each of red, green and blue, rows
+    /// from the top, as ffmpeg's rgb24
+    #[argh(option, from_str_fn(frames::size), arg_name = "WxH")]
+    pub(crate) frames: Option<frames::Size>,
+
+    /// what --frames writes: raw (rgb24, as it reads) or png (one after the other); by default raw
+    #[argh(option, from_str_fn(frames::format), arg_name = "name")]
+    pub(crate) output_format: Option<frames::Format>,
 
     /// replace the output if it exists
     #[argh(switch)]
@@ -136,10 +170,14 @@ struct Report<'a> {
     /// Of the run: from the picture in memory to the result in memory.
     seconds: f64,
     gmac: f64,
+    /// Of these, what an earlier run that was resumed had done.
+    gmac_before: f64,
     gmac_per_s: f64,
     arena_bytes: usize,
     weight_bytes: usize,
     pipeline_bytes: usize,
+    /// What the process was to have at most.
+    planned_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -149,27 +187,33 @@ struct Report<'a> {
 /// Every way in which the picture, the model, the options, the memory or the output can be unfit;
 /// [`Interrupted`].
 pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
+    if let Some(size) = args.frames {
+        return frames::run(args, size, interrupt);
+    }
+    if args.output_format.is_some() {
+        return Err(UsageError("--output-format is for --frames".to_owned()).into());
+    }
+    if [&args.input, &args.output].into_iter().any(|path| path == Path::new(STANDARD)) {
+        return Err(UsageError(
+            "- stands for a stream of frames, whose size --frames says; name a file for a picture"
+                .to_owned(),
+        )
+        .into());
+    }
     let encoding = Encoding::of(&args.output, args.quality)?;
     output::check(&args.output, args.overwrite)?;
-    let mut input = picture::read(&args.input)?;
+    let resume = resume(args)?;
+    let mut input = picture::read_within(&args.input, args.memory)?;
     let model = bundled::open(args.model.as_deref(), args.weights)?;
-    let options = Options {
-        steps: args.steps,
-        eta: args.eta,
-        seed: args.seed,
-        spacing: args.spacing,
-        consistency: args.consistency,
-        tile: args.tile,
-        overlap: args.overlap,
-        noise: args.noise.as_deref().map(read_noise).transpose()?,
-    };
+    let options = options(args)?;
     let size = (input.width as usize, input.height as usize);
     let plan = Plan::new(&model, size.0, size.1, &options)?;
     let [height, width] = result_size(&plan, &args.input)?;
-    let opacity = input.opacity.take();
-    encoding.can_hold(width, height, opacity.is_some())?;
+    encoding.can_hold(width, height, input.opacity.is_some())?;
     let backend = super::cpu(args.threads)?;
     interrupt.check()?;
+    let plan = plan.within(&backend, &budget(&input, &options, [width, height], encoding, args))?;
+    let opacity = input.opacity.take();
 
     let deep = matches!(input.rgb, Samples::Sixteen(_)) && encoding == Encoding::Png;
     let mut result = Rows::new(width, height, deep)?;
@@ -178,25 +222,34 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let report = {
         let unit = match &input.rgb {
             Samples::Eight(_) => Vec::new(),
-            deep => deep.to_unit().iter().map(|v| v * 2.0 - 1.0).collect(),
+            deep => {
+                let mut unit = deep.to_unit();
+                unit.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+                unit
+            }
         };
         let pixels = match &input.rgb {
             Samples::Eight(v) => Pixels::Rgb8(v),
             Samples::Sixteen(_) => Pixels::Unit(&unit),
         };
         let picture = pipeline::Picture { width: size.0, height: size.1, pixels };
-        plan.run(
-            &backend,
-            picture,
-            &mut |p| {
-                progress.at(p.done, p.total, &next(p));
-                if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            },
-            &mut |y, row| result.put(y, row),
-        )
-        .map_err(|e| match e {
-            PipelineError::Cancelled => anyhow::Error::from(Interrupted),
-            other => other.into(),
+        let on_progress = &mut |p: &pipeline::Progress| {
+            progress.at(p.done, p.total, &next(p));
+            if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let sink = &mut |y, row: &[f32]| result.put(y, row);
+        match &resume {
+            None => plan.run(&backend, picture, on_progress, sink),
+            Some(resume) => plan.resume(&backend, picture, resume, on_progress, sink),
+        }
+        .map_err(|e| match (e, &resume) {
+            (PipelineError::Cancelled, None) => anyhow::Error::from(Interrupted),
+            (PipelineError::Cancelled, Some(resume)) => Stopped(format!(
+                "no output was written; run the same command again to go on from {}",
+                resume.path().display()
+            ))
+            .into(),
+            (other, _) => other.into(),
         })?
     };
     let seconds = start.elapsed().as_secs_f64();
@@ -218,6 +271,9 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         picture::write(&result, encoding, file, &args.output)?;
         Ok(interrupt.check()?)
     })?;
+    if let Some(resume) = &resume {
+        resume.remove()?;
+    }
 
     let report = Report {
         input: &args.input,
@@ -241,17 +297,19 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         tile_starts: [plan.grid().rows.starts(), plan.grid().cols.starts()],
         seconds,
         gmac: report.gmac,
-        gmac_per_s: report.gmac / seconds,
+        gmac_before: report.gmac_before,
+        gmac_per_s: (report.gmac - report.gmac_before) / seconds,
         arena_bytes: report.arena_bytes,
         weight_bytes: report.weight_bytes,
         pipeline_bytes: report.pipeline_bytes,
+        planned_bytes: plan.strategy().map(Strategy::peak),
         peak_rss_bytes: peak_rss_bytes(),
     };
     if args.json { say_json(&report) } else { Ok(say(&describe(&report))?) }
 }
 
 /// Height and width of the result, within what is made.
-fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> {
+pub(crate) fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> {
     let [height, width] = plan.output_size();
     let pixels = height as u64 * width as u64;
     match (u32::try_from(height), u32::try_from(width)) {
@@ -265,6 +323,78 @@ fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], PictureError> 
             ),
         }),
     }
+}
+
+/// What the run may take, and what the process has beside it, now that the picture is in memory.
+fn budget(
+    input: &Picture,
+    options: &Options,
+    [width, height]: [u32; 2],
+    encoding: Encoding,
+    args: &Args,
+) -> Budget {
+    let pixels = |w: u32, h: u32| w as usize * h as usize;
+    let mut caller = picture::caller(
+        input.kind(),
+        pixels(input.width, input.height),
+        pixels(width, height),
+        encoding,
+    );
+    let tensors = options.noise.iter().flat_map(|n| [Some(&n.initial), n.eta.as_ref()]).flatten();
+    let noise: usize = tensors.map(|t| size_of_val(&t.data[..])).sum();
+    caller.input += noise;
+    Budget {
+        limit: args.memory,
+        base: memory::base_bytes(input.bytes() + noise),
+        caller,
+        so_far: memory::so_far(),
+        mode: if args.resume.is_some() { Mode::Resumed } else { Mode::Once },
+    }
+}
+
+fn options(args: &Args) -> anyhow::Result<Options> {
+    Ok(Options {
+        steps: args.steps,
+        eta: args.eta,
+        seed: args.seed,
+        spacing: args.spacing,
+        consistency: args.consistency,
+        tile: args.tile,
+        overlap: args.overlap,
+        tiling: args.tiling,
+        noise: args.noise.as_deref().map(read_noise).transpose()?,
+    })
+}
+
+/// The file that keeps the run. The output must be another: it would be replaced, then removed.
+fn resume(args: &Args) -> Result<Option<Resume>, UsageError> {
+    let every = args.resume_every.map(Duration::try_from_secs_f64);
+    let path = match (&args.resume, &every) {
+        (Some(path), None | Some(Ok(_))) => path,
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
+            return Err(UsageError("--resume-every is for --resume".to_owned()));
+        }
+        (_, Some(Err(_))) => {
+            return Err(UsageError("--resume-every is a number of seconds, 0 or more".to_owned()));
+        }
+    };
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+        folder.ok().zip(path.file_name().map(std::ffi::OsStr::to_owned))
+    };
+    if path == &args.output || (place(path).is_some() && place(path) == place(&args.output)) {
+        return Err(UsageError(format!(
+            "--resume and the output are both {}; name another file",
+            path.display()
+        )));
+    }
+    let resume = Resume::new(path);
+    Ok(Some(match every {
+        Some(Ok(every)) => resume.every(every),
+        _ => resume,
+    }))
 }
 
 fn read_noise(path: &Path) -> anyhow::Result<GivenNoise> {

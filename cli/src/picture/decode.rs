@@ -12,7 +12,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 /// The largest picture that is decoded: 8192 × 8192.
-const MAX_PIXELS: u64 = 1 << 26;
+pub(crate) const MAX_PIXELS: u64 = 1 << 26;
 /// The largest file: the JPEG decoder reads it whole.
 const MAX_FILE: u64 = 1 << 28;
 /// What a decoder may take beside the pixels: profiles, text, rows under way.
@@ -26,6 +26,14 @@ const MAX_ICC: usize = 1 << 22;
 /// [`PictureError::Io`] where the file cannot be read, [`PictureError::Refused`] where it is no PNG, JPEG or
 /// WebP, damaged, animated, empty, or has more than [`MAX_PIXELS`].
 pub(crate) fn read(path: &Path) -> Result<Picture, PictureError> {
+    read_within(path, None)
+}
+
+/// As [`read`], within `limit` bytes of memory.
+///
+/// # Errors
+/// As [`read`], and [`PictureError::Memory`] where its pixels alone take more, before they are read.
+pub(crate) fn read_within(path: &Path, limit: Option<usize>) -> Result<Picture, PictureError> {
     let io = |source| PictureError::Io { path: path.to_owned(), source };
     let refused = |why: String| PictureError::Refused { path: path.to_owned(), why };
     let file = File::open(path).map_err(io)?;
@@ -48,21 +56,38 @@ pub(crate) fn read(path: &Path) -> Result<Picture, PictureError> {
     reader.rewind().map_err(io)?;
 
     let decoded = match image::guess_format(&head) {
-        Ok(ImageFormat::Png) => png(&head, reader),
-        Ok(ImageFormat::Jpeg) => {
-            JpegDecoder::new(reader).map_err(|e| reason("JPEG", &e)).and_then(|d| finish("JPEG", d))
-        }
-        Ok(ImageFormat::WebP) => webp(reader),
-        Ok(other) => Err(format!(
+        Ok(ImageFormat::Png) => png(&head, reader, limit),
+        Ok(ImageFormat::Jpeg) => JpegDecoder::new(reader)
+            .map_err(|e| Refusal::Why(reason("JPEG", &e)))
+            .and_then(|d| finish("JPEG", d, limit)),
+        Ok(ImageFormat::WebP) => webp(reader, limit),
+        Ok(other) => Err(Refusal::Why(format!(
             "its content is {}, which is not read; convert it to PNG, JPEG or WebP",
             format!("{other:?}").to_uppercase()
-        )),
-        Err(_) => Err(
+        ))),
+        Err(_) => Err(Refusal::Why(
             "its content is not a picture, whatever its name says; give a PNG, JPEG or WebP file"
                 .to_owned(),
-        ),
+        )),
     };
-    decoded.map_err(refused)
+    decoded.map_err(|e| match e {
+        Refusal::Why(why) => refused(why),
+        Refusal::Memory { bytes, limit } => {
+            PictureError::Memory { path: path.to_owned(), bytes, limit }
+        }
+    })
+}
+
+/// Why a picture is not decoded.
+enum Refusal {
+    Why(String),
+    Memory { bytes: usize, limit: usize },
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Why(why)
+    }
 }
 
 fn limits() -> Limits {
@@ -72,28 +97,29 @@ fn limits() -> Limits {
 }
 
 const NO_PIXELS: &str = "it has no pixels: its width or height is 0";
+const ANIMATION: &str = "it is an animation; save the frame you want as a picture";
 
 /// `head` is the file's beginning. Its header, IHDR, gives width and height at bytes 16 and 20; the decoder
 /// calls a picture without pixels merely invalid.
-fn png(head: &[u8], reader: BufReader<File>) -> Result<Picture, String> {
+fn png(head: &[u8], reader: BufReader<File>, limit: Option<usize>) -> Result<Picture, Refusal> {
     if let Some(size) = head.get(16..24)
         && (size[..4] == [0; 4] || size[4..] == [0; 4])
     {
-        return Err(NO_PIXELS.to_owned());
+        return Err(NO_PIXELS.to_owned().into());
     }
     let decoder = PngDecoder::with_limits(reader, limits()).map_err(|e| reason("PNG", &e))?;
     if decoder.is_apng().map_err(|e| reason("PNG", &e))? {
-        return Err("it is an animation; save the frame you want as a picture".to_owned());
+        return Err(ANIMATION.to_owned().into());
     }
-    finish("PNG", decoder)
+    finish("PNG", decoder, limit)
 }
 
-fn webp(reader: BufReader<File>) -> Result<Picture, String> {
+fn webp(reader: BufReader<File>, limit: Option<usize>) -> Result<Picture, Refusal> {
     let decoder = WebPDecoder::new(reader).map_err(|e| reason("WebP", &e))?;
     if decoder.has_animation() {
-        return Err("it is an animation; save the frame you want as a picture".to_owned());
+        return Err(ANIMATION.to_owned().into());
     }
-    finish("WebP", decoder)
+    finish("WebP", decoder, limit)
 }
 
 fn reason(format: &str, error: &image::ImageError) -> String {
@@ -105,18 +131,27 @@ fn reason(format: &str, error: &image::ImageError) -> String {
 }
 
 /// Decodes, once the size is known to be allowed.
-fn finish(format: &str, mut decoder: impl ImageDecoder) -> Result<Picture, String> {
+fn finish(
+    format: &str,
+    mut decoder: impl ImageDecoder,
+    limit: Option<usize>,
+) -> Result<Picture, Refusal> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
-        return Err(NO_PIXELS.to_owned());
+        return Err(NO_PIXELS.to_owned().into());
     }
     if pixels > MAX_PIXELS {
-        return Err(format!(
+        return Err(Refusal::Why(format!(
             "{width}x{height} is {} megapixels, more than the {} that are read; crop or shrink it first",
             pixels / 1_000_000,
             MAX_PIXELS / 1_000_000
-        ));
+        )));
+    }
+    // A plan counts exactly, but only once the picture is there: what cannot be is not read at all.
+    let bytes = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
+    if let Some(limit) = limit.filter(|&limit| bytes > limit) {
+        return Err(Refusal::Memory { bytes, limit });
     }
     // Damaged metadata is no reason to refuse sound pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);

@@ -107,7 +107,6 @@ pub(crate) fn write(
 ///
 /// # Errors
 /// What the encoder says.
-#[cfg(feature = "export")]
 pub(crate) fn png(width: u32, height: u32, rgb: &[u8]) -> Result<Vec<u8>, ImageError> {
     let mut out = Vec::new();
     PngEncoder::new(&mut out).write_image(rgb, width, height, ExtendedColorType::Rgb8)?;

@@ -1,21 +1,22 @@
 //! Pictures as files and as numbers.
 //!
 //! Lives here: reading PNG, JPEG and WebP with limits ([`decode`]), writing them ([`encode`]), resizing an
-//! opacity channel ([`opacity`]) and measuring one picture against another ([`measure`]). Never here:
+//! opacity channel ([`opacity`]), what all that takes in memory ([`cost`]) and measuring one picture against another ([`measure`]). Never here:
 //! networks, tiles, the command line.
 
+mod cost;
 mod decode;
 mod encode;
 mod measure;
 mod opacity;
 
-pub(crate) use decode::read;
-#[cfg(feature = "export")]
-pub(crate) use encode::png;
-pub(crate) use encode::{Encoding, write};
+pub(crate) use cost::{Kind, caller};
+pub(crate) use decode::{MAX_PIXELS, read, read_within};
+pub(crate) use encode::{Encoding, png, write};
 pub(crate) use measure::{Measures, measure};
 pub(crate) use opacity::enlarge;
 
+use latile_runtime::pipeline::budget::mib;
 use std::path::PathBuf;
 
 /// Why a picture cannot be used.
@@ -28,6 +29,19 @@ pub(crate) enum PictureError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Its pixels alone take more memory than there may be.
+    #[error(
+        "picture {}: its pixels alone take {}, and {} are allowed (--memory); crop or shrink it first, or allow several times as much",
+        path.display(), mib(*.bytes), mib(*.limit)
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of its pixels.
+        bytes: usize,
+        /// Bytes allowed.
+        limit: usize,
     },
     /// The file is no picture that latile takes.
     #[error("picture {} is refused: {why}", path.display())]

@@ -332,6 +332,13 @@ impl Model {
         Ok(LoadedComponent { spec, weights })
     }
 
+    /// Whether the model is part of the program: then weights that have been used stay in memory until the
+    /// system takes them back, whatever becomes of their sessions.
+    #[must_use]
+    pub fn is_part_of_program(&self) -> bool {
+        matches!(self.bytes, Bytes::Static(_))
+    }
+
     /// Component `role` for pricing, which looks at where weights lie and never at what they are: they
     /// are not checked and, where they would have to be [read](Held::Read), zeros that take no memory.
     ///

@@ -1,10 +1,13 @@
 //! Everything that is decided and checked before the first pixel: whether the model fits the task, the
-//! steps, the tiles, the cost in multiply-accumulates and the pipeline's own bytes.
+//! steps, the tiles, the cost in multiply-accumulates and the pipeline's own bytes. [`super::budget`] then
+//! fits a plan into the memory at hand.
 
+use super::budget::{Strategy, advised, mib};
 use super::consistency::Consistency;
+use super::resume::ResumeError;
 use super::schedule::{Schedule, ScheduleError};
-use super::tiles::{Grid, TileError};
-use crate::backend::{PrepareError, RunError};
+use super::tiles::{Grid, TileError, Tiling};
+use crate::backend::{PrepareError, Room, RunError};
 use crate::format::{
     ComponentSpec, LatentSpec, Model, ModelError, Role, Spacing, Task, TimestepProjection,
 };
@@ -114,6 +117,24 @@ pub enum PipelineError {
         /// The colour, in the decoder's range.
         value: [f32; RGB],
     },
+    /// Tiles were described for a run that has only one.
+    #[error(
+        "an exact run has one tile, the whole frame, so it takes neither a tile's size nor an overlap; leave --tile and --overlap out, or use --tiling blend"
+    )]
+    OneTile,
+    /// No way of making the picture fits into the memory allowed.
+    #[error(
+        "{} do not suffice: the least this run can do with is {} ({strategy}); allow {} (--memory {}) or more, or use a smaller picture",
+        mib(*.limit), mib(*.smallest), advised(*.smallest), advised(*.smallest)
+    )]
+    Budget {
+        /// Bytes that the process may have.
+        limit: usize,
+        /// The smallest number of bytes that would do.
+        smallest: usize,
+        /// How the picture would be made with them.
+        strategy: String,
+    },
     /// The pipeline's own buffers could not be had.
     #[error("{bytes} bytes for {what} could not be had; use a smaller picture or tile")]
     OutOfMemory {
@@ -122,6 +143,9 @@ pub enum PipelineError {
         /// What for.
         what: &'static str,
     },
+    /// The file that keeps what is finished is of another run, damaged, or cannot be written.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     /// The progress callback asked to stop.
     #[error("stopped before the picture was complete")]
     Cancelled,
@@ -160,11 +184,14 @@ pub struct Options {
     /// How far the result is made consistent with the picture, 0 to 1 (see [`Consistency`]).
     pub consistency: Option<f32>,
     /// Largest tile side in latent pixels, rounded down to the model's multiple. By default a picture of up
-    /// to [`WHOLE_PIXELS`] is one tile, and tiles of a larger one have at most [`DEFAULT_TILE`].
+    /// to [`WHOLE_PIXELS`] is one tile, and tiles of a larger one have at most [`DEFAULT_TILE`]; within a
+    /// budget, what it allows.
     pub tile: Option<usize>,
     /// Least overlap of tiles in latent pixels, rounded up to the model's multiple. By default
     /// [`DEFAULT_OVERLAP`], or a quarter of the tile where that is less.
     pub overlap: Option<usize>,
+    /// Whether the frame is one tile or several that are blended.
+    pub tiling: Tiling,
     /// Noise in place of the seed's.
     pub noise: Option<GivenNoise>,
 }
@@ -183,8 +210,12 @@ pub struct Plan<'a> {
     pub(super) schedule: Schedule,
     pub(super) consistency: f32,
     pub(super) grid: Grid,
+    /// What tiles begin and end at multiples of.
+    pub(super) multiple: usize,
     pub(super) size: [usize; 2],
     pub(super) padded: [usize; 2],
+    /// How the run stays within its budget, where it has been given one.
+    pub(super) strategy: Option<Strategy>,
 }
 
 impl<'a> Plan<'a> {
@@ -261,8 +292,10 @@ impl<'a> Plan<'a> {
             schedule,
             consistency,
             grid,
+            multiple,
             size: [height, width],
             padded,
+            strategy: None,
         };
         plan.check_noise()?;
         let first = plan.schedule.steps[0].timestep;
@@ -316,20 +349,47 @@ impl<'a> Plan<'a> {
         tile.saturating_mul(self.grid.tiles() as u64)
     }
 
+    /// What the run was fitted into its budget by; none before [`Plan::within`].
+    #[must_use]
+    pub fn strategy(&self) -> Option<&Strategy> {
+        self.strategy.as_ref()
+    }
+
+    /// What the session of `stage` is given.
+    pub(super) fn room(&self, stage: Stage) -> Room {
+        let stages = self.strategy.iter().flat_map(|s| &s.stages);
+        stages.filter(|s| s.stage == stage).map(|s| s.choice.room()).next().unwrap_or_default()
+    }
+
     /// Bytes of the latent and of one stage's buffers, at the stage that needs more. The picture that
     /// comes in and the one that goes out are the caller's.
     #[must_use]
     pub fn pipeline_bytes(&self) -> usize {
-        let [h, w] = self.grid.tile();
+        let [denoise, decode] = self.stage_bytes(&self.grid);
+        self.latent_bytes() + denoise.max(decode)
+    }
+
+    /// Bytes of the latent.
+    pub(super) fn latent_bytes(&self) -> usize {
+        self.padded[0] * self.padded[1] * self.latent.channels as usize * size_of::<f32>()
+    }
+
+    /// Bytes of either stage's buffers where the tiles are those of `grid`.
+    pub(super) fn stage_bytes(&self, grid: &Grid) -> [usize; 2] {
+        let [h, w] = grid.tile();
         let (channels, factor) = (self.latent.channels as usize, self.latent.factor as usize);
         let floats = |n: usize| n * size_of::<f32>();
-        let latent = floats(self.padded[0] * self.padded[1] * channels);
         let time = floats(self.time.dim as usize);
-        let denoise = floats(h * w * (2 * channels + RGB)) + time + self.grid.blend_bytes(channels);
+        let denoise = floats(h * w * (2 * channels + RGB)) + time + grid.blend_bytes(channels);
         let decode = floats(h * w * (channels + factor * factor * RGB))
-            + self.grid.scaled(factor).blend_bytes(RGB)
+            + grid.scaled(factor).blend_bytes(RGB)
             + if self.consistency > 0.0 { Consistency::bytes(self.size, factor) } else { 0 };
-        latent + denoise.max(decode)
+        [denoise, decode]
+    }
+
+    /// Tiles of at most `side` over this picture.
+    pub(super) fn tiles(&self, side: usize) -> Result<Grid, TileError> {
+        tiles(self.padded, self.multiple, side, self.options.overlap)
     }
 
     fn check_noise(&self) -> Result<(), PipelineError> {
@@ -374,16 +434,31 @@ fn make_grid(
     multiple: usize,
     options: &Options,
 ) -> Result<Grid, PipelineError> {
+    if options.tiling == Tiling::Exact {
+        if options.tile.is_some() || options.overlap.is_some() {
+            return Err(PipelineError::OneTile);
+        }
+        return Ok(Grid::whole(padded, multiple)?);
+    }
     let whole = padded[0] * padded[1] <= WHOLE_PIXELS;
-    let tile = match options.tile {
-        Some(tile) => tile,
+    let side = match options.tile {
+        Some(side) => side,
         None if whole => padded[0].max(padded[1]),
         None => DEFAULT_TILE.max(multiple),
     };
-    // The default gives way to the tile; an overlap that was asked for does not.
-    let largest = (tile / multiple).saturating_sub(1) * multiple;
-    let overlap = options.overlap.unwrap_or_else(|| DEFAULT_OVERLAP.min(tile / 4).min(largest));
-    Ok(Grid::new(padded, multiple, tile, overlap)?)
+    Ok(tiles(padded, multiple, side, options.overlap)?)
+}
+
+/// Tiles of at most `side`. The default overlap gives way to the tile; one that was asked for does not.
+fn tiles(
+    padded: [usize; 2],
+    multiple: usize,
+    side: usize,
+    overlap: Option<usize>,
+) -> Result<Grid, TileError> {
+    let largest = (side / multiple).saturating_sub(1) * multiple;
+    let overlap = overlap.unwrap_or_else(|| DEFAULT_OVERLAP.min(side / 4).min(largest));
+    Grid::new(padded, multiple, side, overlap)
 }
 
 /// Why a component does not do as part of the pipeline.

@@ -25,6 +25,18 @@ pub enum Weights {
     CrossFade,
 }
 
+/// Whether a frame is run as one tile or as several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tiling {
+    /// As suits the picture and the memory at hand.
+    #[default]
+    Auto,
+    /// One tile, the whole frame: the model's result as it is.
+    Exact,
+    /// Overlapping tiles where the picture is larger than one, blended: approximate, and of any size.
+    Blend,
+}
+
 /// Why no grid can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TileError {
@@ -183,6 +195,14 @@ impl Grid {
         })
     }
 
+    /// One tile that covers `height × width`, both multiples of `multiple`.
+    ///
+    /// # Errors
+    /// None that can happen; see [`Axis::new`].
+    pub fn whole([height, width]: [usize; 2], multiple: usize) -> Result<Self, TileError> {
+        Self::new([height, width], multiple, height.max(width), 0)
+    }
+
     /// Number of tiles.
     #[must_use]
     pub fn tiles(&self) -> usize {
@@ -223,8 +243,8 @@ impl Grid {
 
 /// Weighted sums of tiles. It holds one row of tiles: rows that no later tile reaches are given away.
 #[derive(Debug)]
-pub struct Blend<'g> {
-    grid: &'g Grid,
+pub struct Blend {
+    grid: Grid,
     channels: usize,
     weights: Weights,
     /// Weighted values, `rows.tile × cols.len × channels`; empty for a single tile.
@@ -235,10 +255,10 @@ pub struct Blend<'g> {
     added: usize,
 }
 
-impl<'g> Blend<'g> {
+impl Blend {
     /// An empty sum. `None` where there is no memory for it.
     #[must_use]
-    pub fn new(grid: &'g Grid, channels: usize, weights: Weights) -> Option<Self> {
+    pub fn new(grid: &Grid, channels: usize, weights: Weights) -> Option<Self> {
         let zeros = |n: Option<usize>| {
             let n = n?;
             let mut v = Vec::new();
@@ -251,7 +271,7 @@ impl<'g> Blend<'g> {
             _ => grid.rows.tile.checked_mul(grid.cols.len),
         };
         Some(Self {
-            grid,
+            grid: grid.clone(),
             channels,
             weights,
             sum: zeros(pixels.and_then(|p| p.checked_mul(channels)))?,
@@ -268,7 +288,7 @@ impl<'g> Blend<'g> {
     /// # Panics
     /// Where `values` has another length.
     pub fn add(&mut self, values: &[f32], sink: &mut dyn FnMut(usize, &[f32])) {
-        let (grid, channels) = (self.grid, self.channels);
+        let (grid, channels) = (&self.grid, self.channels);
         let [tile_h, tile_w] = grid.tile();
         assert_eq!(values.len(), tile_h * tile_w * channels, "another tile");
         if grid.tiles() == 1 {

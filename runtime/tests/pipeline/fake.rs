@@ -1,7 +1,8 @@
 //! A model file without sense and a backend whose networks are closures.
 
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
+    SessionStats,
 };
 use latile_runtime::format::{
     BetaSchedule, Defaults, LatentSpec, Manifest, Metadata, Model, Precision, Prediction, Role,
@@ -195,12 +196,40 @@ pub(crate) struct Fake(Rc<Inner>);
 pub(crate) struct Inner {
     unet: Network,
     decoder: Network,
-    /// Sessions alive.
+    /// Sessions alive, and how many may be.
     live: Cell<usize>,
+    pub(crate) most: Cell<usize>,
     /// Roles prepared with their sizes, in order.
     pub(crate) prepared: RefCell<Vec<(Role, [usize; 2])>>,
     /// Runs of the U-Net and the decoder.
     pub(crate) runs: [Cell<usize>; 2],
+    /// Ways of running that it offers; with one, whatever the size, it takes a fixed number of bytes.
+    pub(crate) ways: Cell<usize>,
+    /// What sessions were made of: their arena's bytes and what became of their weights.
+    pub(crate) rooms: RefCell<Vec<(Role, usize, Residency)>>,
+}
+
+impl Inner {
+    /// The fastest way first: each takes half the arena of the one before and twice the work. The U-Net's
+    /// weights may be dropped.
+    fn price(&self, role: Role, [height, width]: [usize; 2], macs: u64) -> Vec<Offer> {
+        let (kept, dropped) = if role == Role::Unet { (50_000, 9_000) } else { (4_000, 4_000) };
+        let ways = self.ways.get();
+        if ways == 1 {
+            let arena_bytes = if role == Role::Unet { 1000 } else { 2000 };
+            let way = "fake".to_owned();
+            return vec![Offer { way, arena_bytes, macs, weights_kept: 10, weights_dropped: 10 }];
+        }
+        let a_pixel = if role == Role::Unet { 1024 } else { 3072 };
+        let offer = |i: usize| Offer {
+            way: format!("fake {i}"),
+            arena_bytes: 640 + ((height * width * a_pixel) >> i) - i,
+            macs: macs << i,
+            weights_kept: kept,
+            weights_dropped: dropped,
+        };
+        (0..ways).map(offer).collect()
+    }
 }
 
 impl Fake {
@@ -212,9 +241,19 @@ impl Fake {
             unet: Box::new(unet),
             decoder: Box::new(decoder),
             live: Cell::new(0),
+            most: Cell::new(1),
             prepared: RefCell::default(),
             runs: Default::default(),
+            ways: Cell::new(1),
+            rooms: RefCell::default(),
         }))
+    }
+
+    /// As [`Fake::pointwise`], with several ways of running whose arenas grow with the size.
+    pub(crate) fn with_ways(ways: usize) -> Self {
+        let fake = Self::pointwise();
+        fake.ways.set(ways.max(2));
+        fake
     }
 
     /// Networks that look at one latent pixel at a time, but at all its channels and the timestep.
@@ -274,10 +313,7 @@ impl Backend for Fake {
     ) -> Result<Vec<Offer>, PrepareError> {
         let graph = &model.load(role)?.spec().graph;
         let shapes = graph.infer(&[(height, width)])?;
-        let macs = graph.macs(&shapes);
-        let way = "fake".to_owned();
-        let (arena_bytes, weights_kept, weights_dropped) = (0, 0, 0);
-        Ok(vec![Offer { way, arena_bytes, macs, weights_kept, weights_dropped }])
+        Ok(self.price(role, [height, width], graph.macs(&shapes)))
     }
 
     fn prepare<'m>(
@@ -286,7 +322,7 @@ impl Backend for Fake {
         role: Role,
         height: usize,
         width: usize,
-        _: Room,
+        room: Room,
     ) -> Result<Box<dyn Session + 'm>, PrepareError> {
         let graph = &model.load(role)?.spec().graph;
         let shapes = graph.infer(&[(height, width)])?;
@@ -294,10 +330,16 @@ impl Backend for Fake {
             let spec = |p: &Port| PortSpec { name: p.name.clone(), shape: shapes[p.value.index()] };
             ports.iter().map(spec).collect::<Vec<_>>()
         };
-        assert_eq!(self.live.get(), 0, "two sessions at once");
-        self.live.set(1);
+        assert!(self.live.get() < self.most.get(), "{} sessions at once", self.live.get() + 1);
         self.prepared.borrow_mut().push((role, [height, width]));
-        let macs = graph.macs(&shapes);
+        let offers = self.price(role, [height, width], graph.macs(&shapes));
+        let smallest = offers.last().unwrap().arena_bytes;
+        let limit = room.arena.unwrap_or(usize::MAX);
+        let Some(offer) = offers.into_iter().find(|o| o.arena_bytes <= limit) else {
+            return Err(PrepareError::NoRoom { role, height, width, limit, smallest });
+        };
+        self.live.set(self.live.get() + 1);
+        self.rooms.borrow_mut().push((role, offer.arena_bytes, room.weights));
         Ok(Box::new(FakeSession {
             fake: Rc::clone(&self.0),
             role,
@@ -305,7 +347,7 @@ impl Backend for Fake {
             size: [height, width],
             inputs: ports(&graph.inputs),
             outputs: ports(&graph.outputs),
-            macs,
+            offer,
         }))
     }
 }
@@ -325,12 +367,12 @@ struct FakeSession {
     size: [usize; 2],
     inputs: Vec<PortSpec>,
     outputs: Vec<PortSpec>,
-    macs: u64,
+    offer: Offer,
 }
 
 impl Drop for FakeSession {
     fn drop(&mut self) {
-        self.fake.live.set(0);
+        self.fake.live.set(self.fake.live.get() - 1);
     }
 }
 
@@ -374,14 +416,11 @@ impl Session for FakeSession {
         SessionStats {
             backend: "fake".into(),
             isa: "none".into(),
-            way: "fake".into(),
+            way: self.offer.way.clone(),
             threads: 1,
-            arena_bytes: match self.role {
-                Role::Unet => 1000,
-                _ => 2000,
-            },
-            weight_bytes: 10,
-            macs: self.macs,
+            arena_bytes: self.offer.arena_bytes,
+            weight_bytes: self.offer.weights_kept,
+            macs: self.offer.macs,
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Here live the instruction sets and their vector operations ([`isa`], [`simd`]), the matrix
 //! kernels and their [`registry`], the thread [`pool`] and the fused
-//! [`steps`] that a session runs. Importers, file formats and pipelines never do.
+//! [`steps`] that a session runs, and what a program tells its [`allocator`]. Importers, file formats and pipelines never do.
 
+pub mod allocator;
 pub mod isa;
 pub mod kernels;
 mod lower;

@@ -4,37 +4,17 @@
 mod common;
 #[path = "common/compare.rs"]
 mod compare;
+#[path = "common/counting.rs"]
+mod counting;
 
 use common::one_of_everything;
 use compare::inputs;
+use counting::allocations;
 use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Residency, Room, Session};
 use latile_runtime::format::Role;
 use latile_runtime::tensor::DType;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Counts allocations of all threads while `COUNTING` is above zero.
-struct Counting;
-static COUNTING: AtomicUsize = AtomicUsize::new(0);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(COUNTING.load(Ordering::SeqCst), Ordering::SeqCst);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_run_does_not_allocate() {
@@ -59,11 +39,8 @@ fn a_run_does_not_allocate() {
                     .collect();
                 let ins: Vec<&[f32]> = given.iter().map(Vec::as_slice).collect();
                 let mut outs: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
-                ALLOCATIONS.store(0, Ordering::SeqCst);
-                COUNTING.store(1, Ordering::SeqCst);
-                session.run(&ins, &mut outs).unwrap();
-                COUNTING.store(0, Ordering::SeqCst);
-                assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 0, "network {number} {level:?}");
+                let found = allocations(|| session.run(&ins, &mut outs).unwrap());
+                assert_eq!(found, 0, "network {number} {level:?}");
                 assert_eq!(session.layers().is_empty(), !timed);
             }
         }

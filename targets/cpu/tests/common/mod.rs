@@ -336,28 +336,48 @@ impl Net {
 
     /// The network as component `decoder` of a model's file.
     pub(crate) fn file(&self) -> tempfile::NamedTempFile {
-        let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
-        let port = self.graph.inputs.iter().find(|p| p.name == "time_proj");
-        let timestep = port.map(|p| TimestepProjection {
-            dim: self.channels(p.value),
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-        });
-        let groups = &self.timestep_groups;
-        writer.begin(Role::Decoder, 1, timestep, groups, self.graph.clone()).unwrap();
-        for bytes in &self.weights {
-            writer.weight(bytes).unwrap();
-        }
-        let manifest = Manifest {
+        let defaults = Defaults { steps: 1, eta: 0.0, consistency: 0.0 };
+        self.written(&[(Role::Decoder, self)], |precision| Manifest {
             metadata: Metadata::default(),
-            precision: if self.dtype == DType::F16 { Precision::F16 } else { Precision::F32 },
+            precision,
             task: Task::Components,
             latent: None,
             scheduler: None,
-            defaults: Defaults { steps: 1, eta: 0.0, consistency: 0.0 },
+            defaults,
             components: Vec::new(),
-        };
-        let bytes = writer.finish(manifest).unwrap().into_inner();
+        })
+    }
+
+    /// A mapped model with these components, its precision being this network's.
+    pub(crate) fn mapped(
+        &self,
+        components: &[(Role, &Self)],
+        manifest: impl FnOnce(Precision) -> Manifest,
+    ) -> Model {
+        Model::open(self.written(components, manifest).path()).unwrap()
+    }
+
+    fn written(
+        &self,
+        components: &[(Role, &Self)],
+        manifest: impl FnOnce(Precision) -> Manifest,
+    ) -> tempfile::NamedTempFile {
+        let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
+        for (role, net) in components {
+            let port = net.graph.inputs.iter().find(|p| p.name == "time_proj");
+            let timestep = port.map(|p| TimestepProjection {
+                dim: net.channels(p.value),
+                flip_sin_to_cos: true,
+                freq_shift: 0.0,
+            });
+            let groups = &net.timestep_groups;
+            writer.begin(*role, 1, timestep, groups, net.graph.clone()).unwrap();
+            for bytes in &net.weights {
+                writer.weight(bytes).unwrap();
+            }
+        }
+        let precision = if self.dtype == DType::F16 { Precision::F16 } else { Precision::F32 };
+        let bytes = writer.finish(manifest(precision)).unwrap().into_inner();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         file.flush().unwrap();

@@ -1,0 +1,74 @@
+//! A plan counts every buffer of a run: what the run allocates is what the plan says, and the sessions' own
+//! descriptions, which are small. Alone in its program, so that no other test's allocations are counted.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/counting.rs"]
+mod counting;
+
+use counting::peak_bytes;
+use latile_cpu::session::CpuBackend;
+use latile_runtime::backend::Backend;
+use latile_runtime::format::Model;
+use latile_runtime::pipeline::budget::Mode;
+use latile_runtime::pipeline::{Budget, Options, Picture, Pixels, Plan, Resume};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// What a run may allocate beside its buffers, arenas and lowered graphs: lists of tiles, names, reports.
+const SLACK: usize = 48 << 10;
+
+#[test]
+fn a_run_allocates_what_its_plan_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/photo-x4.latile");
+    let model = Model::open(&path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (size, tile, threads, mode) in [
+        ([20, 24], None, 1, Mode::Once),
+        ([37, 18], None, 2, Mode::Once),
+        ([40, 52], Some(24), 2, Mode::Once),
+        ([40, 52], Some(24), 1, Mode::Resumed),
+        ([40, 52], Some(24), 2, Mode::Warm),
+        ([24, 20], None, 1, Mode::Warm),
+    ] {
+        let backend = CpuBackend::from_env(threads).unwrap();
+        let [height, width] = size;
+        let options = Options { tile, steps: Some(2), eta: Some(0.5), ..Options::default() };
+        let budget = Budget { mode, ..Budget::default() };
+        let plan =
+            Plan::new(&model, width, height, &options).unwrap().within(&backend, &budget).unwrap();
+        let pixels: Vec<u8> = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
+        let picture = Picture { width, height, pixels: Pixels::Rgb8(&pixels) };
+        let stages = &plan.strategy().unwrap().stages;
+        // What sessions take beside their arenas.
+        let lowered = stages.each_ref().map(|s| {
+            let [h, w] = plan.grid().tile();
+            let (session, bytes) = peak_bytes(|| {
+                backend.prepare(&model, s.stage.role(), h, w, s.choice.room()).unwrap()
+            });
+            bytes - session.stats().arena_bytes
+        });
+        let progress = &mut |_: &_| ControlFlow::Continue(());
+        let sink = &mut |_, _: &[f32]| {};
+        let ((), peak) = peak_bytes(|| match mode {
+            Mode::Once => drop(plan.run(&backend, picture, progress, sink).unwrap()),
+            Mode::Resumed => {
+                let resume = Resume::new(folder.path().join("run"));
+                drop(plan.resume(&backend, picture, &resume, progress, sink).unwrap());
+            }
+            Mode::Warm => {
+                let mut runner = plan.runner(&backend).unwrap();
+                runner.run(picture, progress, sink).unwrap();
+            }
+        });
+        let planned = stages.each_ref().map(|s| s.parts.pipeline + s.parts.arena);
+        let planned = planned.into_iter().max().unwrap();
+        let beside: usize = match mode {
+            Mode::Warm => lowered.iter().sum(),
+            _ => *lowered.iter().max().unwrap(),
+        };
+        assert!(beside < 1 << 20, "lowered graphs of {beside} bytes");
+        let at = format!("{size:?} {tile:?} {mode:?}: {peak} allocated, {planned} planned");
+        assert!(peak >= planned, "{at}");
+        assert!(peak <= planned + beside + SLACK, "{at}, {beside} beside");
+    }
+}
