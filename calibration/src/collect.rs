@@ -10,7 +10,8 @@ use crate::observe::{Moments, Spread};
 use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
 use latile_cpu::session::{CpuBackend, CpuSession};
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Room, RunError, Session,
+    SessionStats,
 };
 use latile_runtime::format::{ComponentSpec, Model, Role};
 use latile_runtime::graph::{Op, WeightId};
@@ -366,6 +367,10 @@ impl Session for TapSession<'_> {
 
     fn set_timestep_group(&mut self, group: usize) {
         self.inner.set_timestep_group(group);
+    }
+
+    fn use_norms(&mut self, norms: Norms) {
+        self.inner.use_norms(norms);
     }
 
     fn stats(&self) -> SessionStats {

@@ -10,7 +10,8 @@ use crate::run::Options;
 use crate::table::EXACT_DB;
 use latile_cpu::session::{CpuBackend, CpuSession};
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
+    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Room, RunError, Session,
+    SessionStats,
 };
 use latile_runtime::format::{Model, Role};
 use latile_runtime::pipeline::{
@@ -295,6 +296,10 @@ impl Session for Recording<'_> {
 
     fn set_timestep_group(&mut self, group: usize) {
         self.inner.set_timestep_group(group);
+    }
+
+    fn use_norms(&mut self, norms: Norms) {
+        self.inner.use_norms(norms);
     }
 
     fn stats(&self) -> SessionStats {

@@ -1,6 +1,6 @@
 //! What the process has taken from the system, and `--memory`, what it may take.
 
-use latile_runtime::pipeline::Tiling;
+use latile_runtime::pipeline::{NormScope, Tiling};
 
 const MIB: usize = 1 << 20;
 /// What a process takes between the moment of planning and its end that no plan counts: code that runs for
@@ -82,6 +82,18 @@ pub(crate) fn tiling(name: &str) -> Result<Tiling, String> {
         "exact" => Ok(Tiling::Exact),
         "blend" => Ok(Tiling::Blend),
         _ => Err("a tiling is exact, blend or auto".to_owned()),
+    }
+}
+
+/// Reads `--norms`.
+///
+/// # Errors
+/// The names there are.
+pub(crate) fn norms(name: &str) -> Result<NormScope, String> {
+    match name {
+        "picture" => Ok(NormScope::Picture),
+        "tile" => Ok(NormScope::Tile),
+        _ => Err("norms are those of the picture or of the tile".to_owned()),
     }
 }
 

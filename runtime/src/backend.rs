@@ -208,6 +208,19 @@ pub trait Backend {
     ) -> Result<Box<dyn Session + 'm>, PrepareError>;
 }
 
+/// Of what a session's GroupNorms take mean and variance in the runs to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Norms {
+    /// Of the run itself.
+    #[default]
+    Own,
+    /// Of the run itself, which is also gathered; what was gathered before is forgotten when this is chosen.
+    Gather,
+    /// Of all runs that were gathered, each counting alike: so that the tiles of a picture are normalised
+    /// as one.
+    Gathered,
+}
+
 /// A component, ready to run at one size.
 pub trait Session {
     /// What goes in, in order.
@@ -228,6 +241,9 @@ pub trait Session {
     ///
     /// [`ComponentSpec::timestep_group`]: crate::format::ComponentSpec::timestep_group
     fn set_timestep_group(&mut self, group: usize);
+
+    /// Chooses what GroupNorms use in the runs to come; [`Norms::Own`] at first.
+    fn use_norms(&mut self, norms: Norms);
 
     /// What it is and costs.
     fn stats(&self) -> SessionStats;

@@ -14,7 +14,7 @@ use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, Residency};
 use latile_runtime::format::{Held, Model};
 use latile_runtime::pipeline::budget::{Parts, StagePlan, advised, mib};
-use latile_runtime::pipeline::{Budget, Options, Pace, Plan, Strategy, Tiling};
+use latile_runtime::pipeline::{Budget, NormScope, Options, Pace, Plan, Strategy, Tiling};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +51,10 @@ pub(crate) struct Args {
     /// exact, blend or auto, as for upscale (default auto)
     #[argh(option, from_str_fn(memory::tiling), default = "Tiling::Auto", arg_name = "how")]
     pub(crate) tiling: Tiling,
+
+    /// picture or tile, as for upscale (default picture)
+    #[argh(option, from_str_fn(memory::norms), default = "NormScope::Picture", arg_name = "whose")]
+    pub(crate) norms: NormScope,
 
     /// largest side of a tile, in pixels of the input
     #[argh(option, arg_name = "px")]
@@ -212,6 +216,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         tile: args.tile,
         overlap: args.overlap,
         tiling: args.tiling,
+        norms: args.norms,
         ..Options::default()
     };
     let plan = Plan::new(&model, width as usize, height as usize, &options)?;

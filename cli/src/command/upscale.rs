@@ -17,8 +17,8 @@ use argh::FromArgs;
 use latile_runtime::format::{Held, Spacing};
 use latile_runtime::pipeline::budget::Mode;
 use latile_runtime::pipeline::{
-    self, Budget, GivenNoise, NoiseTensor, Options, PipelineError, Pixels, Plan, Resume, Stage,
-    Strategy, Tiling,
+    self, Budget, GivenNoise, NoiseTensor, NormScope, Options, PipelineError, Pixels, Plan, Resume,
+    Stage, Strategy, Tiling,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,11 @@ pub(crate) struct Args {
     /// auto: exact where --memory allows it at less than 1.5 times the work (default auto)
     #[argh(option, from_str_fn(memory::tiling), default = "Tiling::Auto", arg_name = "how")]
     pub(crate) tiling: Tiling,
+
+    /// picture or tile: whether tiles that are blended are normalised by an estimate for the whole
+    /// picture, so that they keep its tone, or each by itself (default picture)
+    #[argh(option, from_str_fn(memory::norms), default = "NormScope::Picture", arg_name = "whose")]
+    pub(crate) norms: NormScope,
 
     /// largest side of a tile, in pixels of the input: less takes less memory
     #[argh(option, arg_name = "px")]
@@ -362,6 +367,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
         tile: args.tile,
         overlap: args.overlap,
         tiling: args.tiling,
+        norms: args.norms,
         noise: args.noise.as_deref().map(read_noise).transpose()?,
     })
 }

@@ -515,7 +515,7 @@ impl Plan<'_> {
                 },
             ],
         };
-        let tiles = grid.tiles() as u64;
+        let tiles = (grid.tiles() + self.gathered(grid)) as u64;
         let stage = |stage, choice: &Choice, runs: u64, parts| {
             // Between the frames of a stream weights go as between the runs of one.
             let rereads = if budget.mode == Mode::Warm { runs } else { runs.saturating_sub(1) };

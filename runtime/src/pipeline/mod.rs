@@ -25,7 +25,7 @@ pub use budget::{Budget, Caller, Strategies, Strategy};
 pub use consistency::Consistency;
 pub use noise::Generator;
 pub use pace::Pace;
-pub use plan::{GivenNoise, NoiseTensor, Options, PipelineError, Plan, Stage};
+pub use plan::{GivenNoise, NoiseTensor, NormScope, Options, PipelineError, Plan, Stage};
 pub use resume::{Resume, ResumeError};
 pub use run::Runner;
 pub use schedule::{Schedule, ScheduleError};

@@ -192,9 +192,26 @@ pub struct Options {
     pub overlap: Option<usize>,
     /// Whether the frame is one tile or several that are blended.
     pub tiling: Tiling,
+    /// Of what tiles' GroupNorms take mean and variance.
+    pub norms: NormScope,
     /// Noise in place of the seed's.
     pub noise: Option<GivenNoise>,
 }
+
+/// Of what the GroupNorms of a tile take mean and variance. A picture of one tile is its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NormScope {
+    /// Of the tile, as in LDM's patch sampling: tiles differ in tone and contrast as they differ in content.
+    #[default]
+    Tile,
+    /// Of the picture, estimated from some of its tiles before each step: all tiles are normalised alike,
+    /// and the result comes near that of one tile.
+    Picture,
+}
+
+/// The most tiles that an estimate for the whole picture takes, and the share of all tiles.
+const MOST_GATHERED: usize = 4;
+const GATHERED_SHARE: usize = 4;
 
 /// A run that has passed every check that needs no device.
 #[derive(Debug)]
@@ -346,7 +363,15 @@ impl<'a> Plan<'a> {
         let steps = self.schedule.steps.len() as u64;
         let tile = self.unet_macs.saturating_mul(steps);
         let tile = tile.saturating_add(self.decoder_macs);
-        tile.saturating_mul(self.grid.tiles() as u64)
+        tile.saturating_mul((self.grid.tiles() + self.gathered(&self.grid)) as u64)
+    }
+
+    /// How many tiles of `grid` are run first, for the picture's norms.
+    pub(super) fn gathered(&self, grid: &Grid) -> usize {
+        match (self.options.norms, grid.tiles()) {
+            (NormScope::Tile, _) | (_, 1) => 0,
+            (NormScope::Picture, tiles) => (tiles / GATHERED_SHARE).clamp(1, MOST_GATHERED),
+        }
     }
 
     /// What the run was fitted into its budget by; none before [`Plan::within`].

@@ -261,6 +261,7 @@ impl Plan<'_> {
             of("seed", self.options.seed.to_string()),
             of("spacing", format!("{:?}", self.schedule.spacing).to_lowercase()),
             of("consistency", self.consistency.to_string()),
+            of("norms", format!("{:?}", self.options.norms).to_lowercase()),
             of("noise", noise),
             of(
                 "tiling",

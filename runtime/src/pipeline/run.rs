@@ -16,7 +16,7 @@ use super::plan::{GivenNoise, PipelineError, Plan, RGB, Stage};
 use super::resume::{Journal, Resume};
 use super::tiles::{Blend, Grid, Weights};
 use super::upscale::{OnProgress, Picture, Progress, Report, RowSink, buffer};
-use crate::backend::{Backend, Session, SessionStats};
+use crate::backend::{Backend, Norms, Session, SessionStats};
 use crate::format::Role;
 use crate::tensor::Shape;
 use std::ops::ControlFlow;
@@ -168,7 +168,8 @@ impl<'a> Plan<'a> {
     fn macs_of(&self, steps: usize, tiles: usize) -> u64 {
         let next =
             if steps < self.schedule.steps.len() { self.unet_macs } else { self.decoder_macs };
-        let before = self.unet_macs.saturating_mul((steps * self.grid.tiles()) as u64);
+        let runs = self.grid.tiles() + self.gathered(&self.grid);
+        let before = self.unet_macs.saturating_mul((steps * runs) as u64);
         before.saturating_add(next.saturating_mul(tiles as u64))
     }
 
@@ -361,9 +362,6 @@ impl<'m> Denoiser<'m> {
         let stage = Stage::Denoise;
         let channels = plan.latent.channels as usize;
         let unet = plan.model.component(Role::Unet)?;
-        let tile_w = plan.grid.cols.tile();
-        let wide = channels + RGB;
-        let width = plan.padded[1];
         for (index, step) in plan.schedule.steps.iter().enumerate().skip(meter.at.step) {
             if let Some(journal) = &mut journal {
                 journal.reach(index, latent, false)?;
@@ -371,26 +369,20 @@ impl<'m> Denoiser<'m> {
             plan.time.project(step.timestep as f32, &mut self.time_proj);
             self.session.set_timestep_group(unet.timestep_group(step.timestep as f32));
             meter.at.step = index;
-            for (tile, (top, left)) in starts(&plan.grid).enumerate() {
+            if plan.gathered(&plan.grid) > 0 {
+                self.session.use_norms(Norms::Gather);
+                for at in sampled(plan) {
+                    meter.ask()?;
+                    self.predict(plan, condition, latent, at)?;
+                    meter.at.done += plan.unet_macs;
+                }
+                self.session.use_norms(Norms::Gathered);
+            }
+            for (tile, at) in starts(&plan.grid).enumerate() {
                 meter.at.tile = tile;
                 meter.ask()?;
                 if !recall(&mut journal, tile, &mut self.output)? {
-                    for (y, row) in self.sample.chunks_exact_mut(tile_w * wide).enumerate() {
-                        for (x, pixel) in row.chunks_exact_mut(wide).enumerate() {
-                            let at = ((top + y) * width + left + x) * channels;
-                            let (z, lr) = pixel.split_at_mut(channels);
-                            z.copy_from_slice(&latent[at..][..channels]);
-                            lr.copy_from_slice(&condition.pixel(top + y, left + x));
-                        }
-                    }
-                    let inputs: [&[f32]; 2] = if self.time_first {
-                        [&self.time_proj, &self.sample]
-                    } else {
-                        [&self.sample, &self.time_proj]
-                    };
-                    self.session
-                        .run(&inputs, &mut [&mut self.output])
-                        .map_err(|source| PipelineError::Run { stage, source })?;
+                    self.predict(plan, condition, latent, at)?;
                     if let Some(journal) = &mut journal {
                         journal.record(tile, &self.output)?;
                     }
@@ -410,6 +402,35 @@ impl<'m> Denoiser<'m> {
             }
         }
         Ok(())
+    }
+
+    /// The prediction for the tile that begins at (`top`, `left`), into `output`.
+    fn predict(
+        &mut self,
+        plan: &Plan<'_>,
+        condition: &Condition<'_>,
+        latent: &[f32],
+        (top, left): (usize, usize),
+    ) -> Result<(), PipelineError> {
+        let channels = plan.latent.channels as usize;
+        let (width, wide) = (plan.padded[1], channels + RGB);
+        for (y, row) in self.sample.chunks_exact_mut(plan.grid.cols.tile() * wide).enumerate() {
+            for (x, pixel) in row.chunks_exact_mut(wide).enumerate() {
+                let at = ((top + y) * width + left + x) * channels;
+                let (z, lr) = pixel.split_at_mut(channels);
+                z.copy_from_slice(&latent[at..][..channels]);
+                lr.copy_from_slice(&condition.pixel(top + y, left + x));
+            }
+        }
+        let inputs: [&[f32]; 2] = if self.time_first {
+            [&self.time_proj, &self.sample]
+        } else {
+            [&self.sample, &self.time_proj]
+        };
+        let stage = Stage::Denoise;
+        self.session
+            .run(&inputs, &mut [&mut self.output])
+            .map_err(|source| PipelineError::Run { stage, source })
     }
 }
 
@@ -454,8 +475,6 @@ impl<'m> Decoder<'m> {
         sink: &mut RowSink<'_>,
     ) -> Result<(), PipelineError> {
         let stage = Stage::Decode;
-        let channels = plan.latent.channels as usize;
-        let tile_w = plan.grid.cols.tile();
         let [height, width] = plan.output_size();
         let factor = plan.latent.factor as usize;
         if let Some(journal) = &mut journal {
@@ -463,19 +482,20 @@ impl<'m> Decoder<'m> {
         }
         let mut first = None;
         let mut constant = plan.padded[0] * plan.padded[1] * factor > 1;
-        for (tile, (top, left)) in starts(&plan.grid).enumerate() {
+        if plan.gathered(&plan.grid) > 0 {
+            self.session.use_norms(Norms::Gather);
+            for at in sampled(plan) {
+                meter.ask()?;
+                self.decode(plan, latent, at)?;
+                meter.at.done += plan.decoder_macs;
+            }
+            self.session.use_norms(Norms::Gathered);
+        }
+        for (tile, at) in starts(&plan.grid).enumerate() {
             meter.at.tile = tile;
             meter.ask()?;
             if !recall(&mut journal, tile, &mut self.output)? {
-                for (y, row) in self.sample.chunks_exact_mut(tile_w * channels).enumerate() {
-                    let start = ((top + y) * plan.padded[1] + left) * channels;
-                    for (to, from) in row.iter_mut().zip(&latent[start..]) {
-                        *to = from / plan.latent.scale + plan.latent.shift;
-                    }
-                }
-                self.session
-                    .run(&[&self.sample], &mut [&mut self.output])
-                    .map_err(|source| PipelineError::Run { stage, source })?;
+                self.decode(plan, latent, at)?;
                 if self.output.iter().any(|v| !v.is_finite()) {
                     return Err(PipelineError::NonFinite {
                         stage,
@@ -506,6 +526,39 @@ impl<'m> Decoder<'m> {
         }
         Ok(())
     }
+}
+
+impl Decoder<'_> {
+    /// The pixels of the tile that begins at (`top`, `left`) of the latent, into `output`.
+    fn decode(
+        &mut self,
+        plan: &Plan<'_>,
+        latent: &[f32],
+        (top, left): (usize, usize),
+    ) -> Result<(), PipelineError> {
+        let channels = plan.latent.channels as usize;
+        let rows = self.sample.chunks_exact_mut(plan.grid.cols.tile() * channels);
+        for (y, row) in rows.enumerate() {
+            let start = ((top + y) * plan.padded[1] + left) * channels;
+            for (to, from) in row.iter_mut().zip(&latent[start..]) {
+                *to = from / plan.latent.scale + plan.latent.shift;
+            }
+        }
+        let stage = Stage::Decode;
+        self.session
+            .run(&[&self.sample], &mut [&mut self.output])
+            .map_err(|source| PipelineError::Run { stage, source })
+    }
+}
+
+/// The tiles from which the picture's norms are estimated, spread evenly over all of them.
+fn sampled<'g>(plan: &'g Plan<'_>) -> impl Iterator<Item = (usize, usize)> + 'g {
+    let (count, tiles) = (plan.gathered(&plan.grid), plan.grid.tiles());
+    let (rows, cols) = (plan.grid.rows.starts(), plan.grid.cols.starts());
+    (0..count).map(move |i| {
+        let tile = (2 * i + 1) * tiles / (2 * count);
+        (rows[tile / cols.len()], cols[tile % cols.len()])
+    })
 }
 
 /// Whether `tile` was finished by an earlier run; then its output is in `output`.

@@ -1,7 +1,7 @@
 //! A model file without sense and a backend whose networks are closures.
 
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
+    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
     SessionStats,
 };
 use latile_runtime::format::{
@@ -344,6 +344,7 @@ impl Backend for Fake {
             fake: Rc::clone(&self.0),
             role,
             timestep_group: 0,
+            norms: Norms::Own,
             size: [height, width],
             inputs: ports(&graph.inputs),
             outputs: ports(&graph.outputs),
@@ -364,6 +365,7 @@ struct FakeSession {
     fake: Rc<Inner>,
     role: Role,
     timestep_group: usize,
+    norms: Norms,
     size: [usize; 2],
     inputs: Vec<PortSpec>,
     outputs: Vec<PortSpec>,
@@ -377,6 +379,10 @@ impl Drop for FakeSession {
 }
 
 impl Session for FakeSession {
+    fn use_norms(&mut self, norms: Norms) {
+        self.norms = norms;
+    }
+
     fn set_timestep_group(&mut self, group: usize) {
         self.timestep_group = group;
     }

@@ -12,7 +12,7 @@ use crate::pool::{Pool, PoolError};
 use crate::residency::{Resident, Schedule};
 use crate::steps::StepError;
 use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
+    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Residency, Room, RunError, Session,
     SessionStats,
 };
 use latile_runtime::format::{LoadedComponent, Model, Role};
@@ -448,6 +448,10 @@ impl Session for CpuSession<'_> {
         for step in &mut self.program.steps {
             step.set_timestep_group(group);
         }
+    }
+
+    fn use_norms(&mut self, norms: Norms) {
+        self.program.use_norms(norms, &mut self.arena);
     }
 
     fn stats(&self) -> SessionStats {

@@ -17,7 +17,7 @@ use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
 use crate::steps::vector;
 use half::slice::HalfBitsSliceExt;
-use latile_runtime::backend::PrepareError;
+use latile_runtime::backend::{Norms, PrepareError};
 use latile_runtime::format::LoadedComponent;
 use latile_runtime::graph::{
     ArenaPlan, Graph, Lifetime, Op, Overlay, Quant, QuantRange, ValueId, ValueKind, WeightId,
@@ -78,6 +78,7 @@ pub(crate) fn lower<'m>(
         steps: Vec::new(),
         passes: Vec::new(),
         tables: Vec::new(),
+        lasting: Vec::new(),
         stored: Vec::new(),
         whole: Vec::new(),
     };
@@ -136,6 +137,8 @@ struct Builder<'m, 'a> {
     steps: Vec<Step<'m>>,
     passes: Vec<Pass>,
     tables: Vec<Table<'m>>,
+    /// Buffers that keep what they hold from run to run.
+    lasting: Vec<BufferId>,
     stored: Vec<ValueId>,
     /// Which buffer stores which value whole.
     whole: Vec<(BufferId, ValueId)>,
@@ -388,7 +391,9 @@ impl<'m> Builder<'m, '_> {
             modulation: modulation.map(|v| self.read(v)),
             out: self.fresh(2 * channels, 4),
             scratch: self.fresh(2 * channels, 8),
+            gathered: self.fresh(2 * groups as usize + 1, 8),
         };
+        self.lasting.push(step.gathered);
         let out = step.out;
         self.push(node, 0, Action::GroupNorm(step));
         Ok(out)
@@ -565,6 +570,7 @@ impl<'m> Builder<'m, '_> {
             return known.packed;
         }
         let packed = self.fresh(codebook::packed_len(table.len() / channels, channels), 4);
+        self.lasting.push(packed);
         self.tables.push(Table { table, channels, packed });
         packed
     }
@@ -575,8 +581,8 @@ impl<'m> Builder<'m, '_> {
         outputs: Vec<Bound>,
     ) -> Result<Program<'m>, PrepareError> {
         let end = self.now();
-        for table in &self.tables {
-            let life = &mut self.lifetimes[table.packed.0];
+        for buffer in &self.lasting {
+            let life = &mut self.lifetimes[buffer.0];
             (life.first, life.last) = (0, end);
         }
         let plan = plan_arena(&self.lifetimes, &self.overlays)
@@ -598,6 +604,7 @@ impl<'m> Builder<'m, '_> {
             inputs,
             outputs,
             tables: self.tables,
+            norms: Norms::Own,
             level: self.level,
             stored: self.stored,
         })

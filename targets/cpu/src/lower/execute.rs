@@ -14,11 +14,14 @@ use crate::steps::conv::{
     ConvArgs, MAX_SEGMENTS, Residual, Rows, Segment, Window, conv2d, conv2d_rows, observe,
 };
 use crate::steps::elementwise::{ElementwiseArgs, Input, elementwise};
-use crate::steps::norm::{ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs};
+use crate::steps::norm::{
+    ChannelSums, GroupNormArgs, SumsLayout, channel_sums, fold_moments, group_norm_moments,
+};
 use crate::steps::pool2x::pool2x;
 use crate::steps::vector::{self, LinearArgs};
 use crate::steps::{Output, Source, StepError, ports};
 use half::f16;
+use latile_runtime::backend::Norms;
 use latile_runtime::tensor::{Arena, DType};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -194,6 +197,19 @@ impl<'m> Program<'m> {
         self.tables
             .iter()
             .try_for_each(|t| codebook::pack(t.table, t.channels, views.write(t.packed)))
+    }
+
+    /// Chooses what GroupNorms use in the runs to come.
+    pub(crate) fn use_norms(&mut self, norms: Norms, arena: &mut Arena) {
+        self.norms = norms;
+        if norms == Norms::Gather {
+            let views = Views::new(self, arena);
+            for step in &self.steps {
+                if let Action::GroupNorm(norm) = &step.action {
+                    views.write::<f64>(norm.gathered).fill(0.0);
+                }
+            }
+        }
     }
 
     /// Takes a port's tensor in.
@@ -421,7 +437,25 @@ fn group_norm(v: &Views<'_>, step: &NormStep<'_>) -> Result<(), StepError> {
     };
     let out: &mut [f32] = v.write(step.out);
     let (scale, shift) = out.split_at_mut(out.len() / 2);
-    group_norm_coeffs(&args, scale, shift, v.write(step.scratch))
+    let moments: &mut [f64] = v.write(step.scratch);
+    let gathered: &mut [f64] = v.write(step.gathered);
+    let (all, count) = gathered.split_at_mut(2 * step.groups);
+    if v.program.norms == Norms::Gathered {
+        let moments = &mut moments[..all.len()];
+        for (moment, sum) in moments.iter_mut().zip(all) {
+            *moment = *sum / count[0];
+        }
+        return fold_moments(&args, moments, scale, shift);
+    }
+    group_norm_moments(&args, moments)?;
+    let moments = &moments[..all.len()];
+    if v.program.norms == Norms::Gather {
+        for (sum, moment) in all.iter_mut().zip(moments) {
+            *sum += moment;
+        }
+        count[0] += 1.0;
+    }
+    fold_moments(&args, moments, scale, shift)
 }
 
 fn coefficients(v: &Views<'_>, from: Coefficients, out: &mut [f32]) {

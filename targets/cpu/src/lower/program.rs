@@ -6,6 +6,7 @@ use crate::steps::attention::AttentionPlan;
 use crate::steps::conv::{Activation, ConvPlan, MAX_SEGMENTS, Weights};
 use crate::steps::elementwise::ElementwiseShape;
 use crate::steps::norm::SumsLayout;
+use latile_runtime::backend::Norms;
 use latile_runtime::graph::{QuantRange, ValueId};
 use latile_runtime::tensor::DType;
 use std::ops::Range;
@@ -44,6 +45,8 @@ pub(crate) struct Program<'m> {
     pub(super) tables: Vec<Table<'m>>,
     /// The instruction set.
     pub(super) level: Level,
+    /// What GroupNorms use.
+    pub(super) norms: Norms,
     /// Graph values that are stored whole when most of the arena is in use.
     pub(super) crowd: Vec<ValueId>,
     /// Graph values that are stored in the model's precision, for the reference's rounding.
@@ -270,6 +273,9 @@ pub(super) struct NormStep<'m> {
     pub(super) modulation: Option<BufferId>,
     pub(super) out: BufferId,
     pub(super) scratch: BufferId,
+    /// Sums of the groups' moments over the runs that were gathered, then the number of those; kept from
+    /// run to run.
+    pub(super) gathered: BufferId,
 }
 
 /// Where coefficients come from, when not from a norm.

@@ -82,6 +82,16 @@ pub fn group_norm_coeffs(
     shift: &mut [f32],
     scratch: &mut [f64],
 ) -> Result<(), StepError> {
+    group_norm_moments(args, scratch)?;
+    fold_moments(args, &scratch[..2 * args.groups], scale, shift)
+}
+
+/// The groups' means, then their mean squares, at the start of `scratch`, which needs two elements per
+/// channel.
+///
+/// # Errors
+/// As [`group_norm_coeffs`].
+pub fn group_norm_moments(args: &GroupNormArgs<'_>, scratch: &mut [f64]) -> Result<(), StepError> {
     let channels: usize = args.segments.iter().map(|s| s.layout.channels).sum();
     let pixels = args.segments.first().map_or(0, |s| s.layout.pixels);
     if args.groups == 0 || channels == 0 || !channels.is_multiple_of(args.groups) {
@@ -96,15 +106,7 @@ pub fn group_norm_coeffs(
             reason: "the segments differ in pixels".to_owned(),
         });
     }
-    check_len(NORM, "gamma", args.gamma.len(), channels)?;
-    check_len(NORM, "beta", args.beta.len(), channels)?;
-    check_len(NORM, "scale", scale.len(), channels)?;
-    check_len(NORM, "shift", shift.len(), channels)?;
     check_len(NORM, "scratch", scratch.len(), 2 * channels)?;
-    if let Some((s, b)) = args.modulation {
-        check_len(NORM, "modulation scale", s.len(), channels)?;
-        check_len(NORM, "modulation shift", b.len(), channels)?;
-    }
     let (sums, squares) = scratch.split_at_mut(channels);
     sums.fill(0.0);
     squares.fill(0.0);
@@ -128,7 +130,46 @@ pub fn group_norm_coeffs(
     for group in 0..args.groups {
         let range = group * width..(group + 1) * width;
         let mean = sums[range.clone()].iter().sum::<f64>() / count;
-        let square = squares[range.clone()].iter().sum::<f64>() / count;
+        let square = squares[range].iter().sum::<f64>() / count;
+        // No sum that is still needed stands there: a group has a channel at least.
+        sums[group] = mean;
+        squares[group] = square;
+    }
+    for group in 0..args.groups {
+        scratch[args.groups + group] = scratch[channels + group];
+    }
+    Ok(())
+}
+
+/// Scale and shift of each channel from the groups' moments: all means, then all mean squares.
+///
+/// # Errors
+/// As [`group_norm_coeffs`].
+pub fn fold_moments(
+    args: &GroupNormArgs<'_>,
+    moments: &[f64],
+    scale: &mut [f32],
+    shift: &mut [f32],
+) -> Result<(), StepError> {
+    let channels = args.gamma.len();
+    if args.groups == 0 || !channels.is_multiple_of(args.groups) {
+        return Err(StepError::Shape {
+            step: NORM,
+            reason: format!("{} groups do not divide {channels} channels", args.groups),
+        });
+    }
+    check_len(NORM, "moments", moments.len(), 2 * args.groups)?;
+    check_len(NORM, "beta", args.beta.len(), channels)?;
+    check_len(NORM, "scale", scale.len(), channels)?;
+    check_len(NORM, "shift", shift.len(), channels)?;
+    if let Some((s, b)) = args.modulation {
+        check_len(NORM, "modulation scale", s.len(), channels)?;
+        check_len(NORM, "modulation shift", b.len(), channels)?;
+    }
+    let width = channels / args.groups;
+    let (means, squares) = moments.split_at(args.groups);
+    for (group, (&mean, &square)) in means.iter().zip(squares).enumerate() {
+        let range = group * width..(group + 1) * width;
         // Rounding can leave a constant group's variance a little below zero; a NaN stays.
         let variance = square - mean * mean;
         let variance = if variance < 0.0 { 0.0 } else { variance };
