@@ -181,6 +181,7 @@ impl Shaped {
 pub(crate) struct Call<'a> {
     pub(crate) run: usize,
     pub(crate) timestep_group: usize,
+    pub(crate) norms: Norms,
     pub(crate) size: [usize; 2],
     pub(crate) sample: &'a [f32],
     pub(crate) time_proj: &'a [f32],
@@ -409,6 +410,7 @@ impl Session for FakeSession {
         network(Call {
             run: runs.get(),
             timestep_group: self.timestep_group,
+            norms: self.norms,
             size: self.size,
             sample: inputs[0],
             time_proj: inputs.get(1).copied().unwrap_or_default(),

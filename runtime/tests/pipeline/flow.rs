@@ -1,10 +1,11 @@
 //! What happens to a picture between its two ends.
 
 use crate::fake::{Call, Fake, Shaped, pointwise_decoder, pointwise_unet, scheduler};
+use latile_runtime::backend::Norms;
 use latile_runtime::format::{Prediction, Role, SchedulerSpec};
 use latile_runtime::pipeline::{
-    Consistency, Generator, GivenNoise, NoiseTensor, Options, Picture, PipelineError, Pixels, Plan,
-    Progress, Stage, upscale, upscale_rows,
+    Consistency, Generator, GivenNoise, NoiseTensor, NormScope, Options, Picture, PipelineError,
+    Pixels, Plan, Progress, Stage, upscale, upscale_rows,
 };
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -329,6 +330,45 @@ fn sessions_are_told_the_timestep_group() {
     // Timesteps 750, 500, 250 and 0, two tiles each.
     floats(&fake, &shaped, &picture(8, 12, 1), [8, 12], &tiled);
     assert_eq!(*told.borrow(), [2, 2, 2, 2, 1, 1, 0, 0]);
+}
+
+#[test]
+fn norms_are_gathered_before_each_step() {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let logs = [Rc::clone(&told), Rc::clone(&told)];
+    let [unet, decoder] = logs;
+    let fake = Fake::new(
+        move |call| {
+            unet.borrow_mut().push(('u', call.norms));
+            pointwise_unet(call);
+        },
+        move |call| {
+            decoder.borrow_mut().push(('d', call.norms));
+            pointwise_decoder(call);
+        },
+    );
+    let rgb = picture(12, 16, 1);
+    let tiled = Options {
+        tile: Some(8),
+        overlap: Some(4),
+        norms: NormScope::Picture,
+        ..options(2, 0.0, 0)
+    };
+    let alike = floats(&fake, &Shaped::default(), &rgb, [12, 16], &tiled);
+    // Of six tiles one is run first, at each of two steps and before decoding.
+    let stage = |s| [vec![(s, Norms::Gather)], vec![(s, Norms::Gathered); 6]].concat();
+    assert_eq!(*told.borrow(), [stage('u'), stage('u'), stage('d')].concat());
+    // The fake has no norms, so what is made is the same.
+    let own = Options { norms: NormScope::Tile, ..tiled.clone() };
+    assert_eq!(floats(&Fake::pointwise(), &Shaped::default(), &rgb, [12, 16], &own), alike);
+    let model = Shaped::default().build();
+    let macs = |o: &Options| Plan::new(&model, 16, 12, o).unwrap().macs();
+    assert_eq!(6 * macs(&tiled), 7 * macs(&own));
+    // One tile is its own picture.
+    told.borrow_mut().clear();
+    let whole = Options { norms: NormScope::Picture, ..options(1, 0.0, 0) };
+    floats(&fake, &Shaped::default(), &rgb, [12, 16], &whole);
+    assert_eq!(*told.borrow(), [('u', Norms::Own), ('d', Norms::Own)]);
 }
 
 #[test]

@@ -316,8 +316,8 @@ fn files_of_another_kind_are_left_alone() {
 #[test]
 fn values_of_f16_are_kept_as_such() {
     let round = |call: Call<'_>, network: fn(Call<'_>)| {
-        let Call { run, timestep_group, size, sample, time_proj, out } = call;
-        network(Call { run, timestep_group, size, sample, time_proj, out: &mut *out });
+        let Call { run, timestep_group, size, sample, time_proj, out, norms } = call;
+        network(Call { run, timestep_group, size, sample, time_proj, norms, out: &mut *out });
         out.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32());
     };
     let case = Case::new(options(2, 0.0, Some(12)));
