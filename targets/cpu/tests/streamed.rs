@@ -40,15 +40,15 @@ fn run(session: &mut dyn Session, input: &[f32]) -> Vec<u32> {
     out.iter().map(|v| v.to_bits()).collect()
 }
 
-fn every_way(model: &Model, [h, w]: [usize; 2], levels: &[Level], least: usize) {
+fn every_way(model: &Model, [h, w]: [usize; 2], levels: &[Level], threads: &[usize]) {
     let mut random = common::Random(3);
     let input = random.vector(h * w * 3, 1.0);
     let mut wanted = None;
     for &level in levels {
-        for threads in [1, 3] {
+        for &threads in threads {
             let backend = CpuBackend::new(threads, level).unwrap();
             let offers = backend.offers(model, Role::Decoder, h, w).unwrap();
-            assert!(offers.len() >= least, "{offers:?}");
+            assert!(offers.len() >= 2, "{offers:?}");
             for (i, offer) in offers.iter().enumerate() {
                 let room = Room { arena: Some(offer.arena_bytes), weights: Residency::Keep };
                 let mut session = backend.prepare(model, Role::Decoder, h, w, room).unwrap();
@@ -79,11 +79,10 @@ fn every_way(model: &Model, [h, w]: [usize; 2], levels: &[Level], least: usize) 
 fn every_way_gives_the_same_bits() {
     for (dtype, int8) in [(DType::F32, false), (DType::F16, false), (DType::F16, true)] {
         let model = decoder(dtype, int8).model();
-        for size in [[48, 20], [37, 11]] {
-            every_way(&model, size, &[Level::best()], 2);
-        }
-        every_way(&model, [40, 16], &Level::available(), 2);
+        every_way(&model, [37, 11], &[Level::best()], &[1, 3]);
     }
+    let model = decoder(DType::F16, true).model();
+    every_way(&model, [40, 12], &Level::available(), &[2]);
 }
 
 #[test]
