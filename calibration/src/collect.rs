@@ -1,22 +1,19 @@
-//! What is known of every layer while a model is run: an observer that stands behind the backend boundary.
+//! What is known of every layer while a model is run.
 //!
-//! Lives here: [`Tap`], a [`Backend`] that runs the CPU's sessions and shows every layer's input to the
-//! [`Collector`], and the collector's two passes. Never here: what is run, and in which order.
+//! Lives here: the [`Collector`], which looks on while the CPU's sessions run and is shown every layer's input,
+//! and its two passes. Never here: what is run, and in which order.
 
 use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
 use crate::observe::{Moments, Spread};
 use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
-use latile_cpu::session::{CpuBackend, CpuSession};
-use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
-};
+use crate::watch::{Place, Watch};
+use latile_cpu::session::CpuSession;
+use latile_runtime::backend::RunError;
 use latile_runtime::format::{ComponentSpec, Model, Role};
 use latile_runtime::graph::{Op, WeightId};
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
 
 /// A layer under observation.
 #[derive(Debug)]
@@ -286,89 +283,23 @@ fn group(
     }
 }
 
-/// The CPU as a backend whose sessions show every layer's input to a [`Collector`].
-pub(crate) struct Tap<'a> {
-    pub(crate) cpu: &'a CpuBackend,
-    pub(crate) collector: Rc<RefCell<Collector>>,
-}
-
-impl Tap<'_> {
-    pub(crate) fn session<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<TapSession<'m>, PrepareError> {
-        let inner = self.cpu.session_in(model, role, height, width, room)?;
-        Ok(TapSession { inner, role, collector: Rc::clone(&self.collector) })
-    }
-}
-
-impl Backend for Tap<'_> {
-    fn info(&self) -> DeviceInfo {
-        self.cpu.info()
-    }
-
-    fn offers(
-        &self,
-        model: &Model,
-        role: Role,
-        height: usize,
-        width: usize,
-    ) -> Result<Vec<Offer>, PrepareError> {
-        self.cpu.offers(model, role, height, width)
-    }
-
-    fn prepare<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        Ok(Box::new(self.session(model, role, height, width, room)?))
-    }
-}
-
-/// A session under observation.
-pub(crate) struct TapSession<'m> {
-    inner: CpuSession<'m>,
-    role: Role,
-    collector: Rc<RefCell<Collector>>,
-}
-
-impl Session for TapSession<'_> {
-    fn inputs(&self) -> &[PortSpec] {
-        self.inner.inputs()
-    }
-
-    fn outputs(&self) -> &[PortSpec] {
-        self.inner.outputs()
-    }
-
-    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
-        let mut collector = self.collector.borrow_mut();
-        let role = self.role;
-        self.inner.run_observed(inputs, outputs, &mut |layer, channels, row| {
-            collector.see(role, layer, channels, row);
+impl Watch for Collector {
+    fn run(
+        &mut self,
+        session: &mut CpuSession<'_>,
+        place: Place,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+    ) -> Result<(), RunError> {
+        session.run_observed(inputs, outputs, &mut |layer, channels, row| {
+            self.see(place.role, layer, channels, row);
         })?;
-        match &collector.failure {
+        match &self.failure {
             // The caller takes the whole failure from the collector.
             Some(CalibrationError::Activation { layer, .. }) => {
                 Err(RunError::NonFinite { port: layer.clone() })
             }
             _ => Ok(()),
         }
-    }
-
-    fn set_timestep_group(&mut self, group: usize) {
-        self.inner.set_timestep_group(group);
-    }
-
-    fn stats(&self) -> SessionStats {
-        self.inner.stats()
     }
 }

@@ -8,10 +8,9 @@ use crate::CalibrationError;
 use crate::pictures::PictureSet;
 use crate::run::Options;
 use crate::table::EXACT_DB;
+use crate::watch::{self, Place, Watch, Watched};
 use latile_cpu::session::{CpuBackend, CpuSession};
-use latile_runtime::backend::{
-    Backend, DeviceInfo, Offer, PortSpec, PrepareError, Room, RunError, Session, SessionStats,
-};
+use latile_runtime::backend::{Backend, RunError, Session};
 use latile_runtime::format::{Model, Role};
 use latile_runtime::pipeline::{
     Options as RunOptions, Picture, PipelineError, Pixels, Plan, Report, Stage,
@@ -118,9 +117,10 @@ pub fn compare(
         })?;
         let run_options = run_options(options, i);
         let side = options.size;
-        let recorder = Recorder { cpu: backend, runs: Rc::default() };
-        let before = upscale(float, &recorder, &low, side, &run_options, name, &mut meter)
-            .map_err(failed)?;
+        let recorder = Rc::new(RefCell::new(Recorder::default()));
+        let watched = Watched { cpu: backend, watch: Rc::clone(&recorder) };
+        let before =
+            upscale(float, &watched, &low, side, &run_options, name, &mut meter).map_err(failed)?;
         if example.is_none() {
             let after = upscale(int8, backend, &low, side, &run_options, name, &mut meter)
                 .map_err(failed)?;
@@ -133,12 +133,15 @@ pub fn compare(
                 int8: after.pixels,
             });
         }
-        let runs = recorder.runs.take();
+        let runs = recorder.take().runs;
         let mut timesteps = before.report.timesteps.iter();
         for role in [Role::Unet, Role::Decoder] {
-            let runs: Vec<&Recorded> = runs.iter().filter(|r| r.role == role).collect();
+            let runs: Vec<&Recorded> = runs.iter().filter(|r| r.place.role == role).collect();
             let Some(first) = runs.first() else { continue };
-            let prepare = |model| backend.session(model, role, first.size[0], first.size[1]);
+            let prepare = |model| {
+                let [h, w] = first.place.size;
+                backend.session(model, role, h, w)
+            };
             let stage = if role == Role::Unet { Stage::Denoise } else { Stage::Decode };
             let prepared = |source| failed(PipelineError::Prepare { stage, source });
             let mut pair = (prepare(float).map_err(prepared)?, prepare(int8).map_err(prepared)?);
@@ -228,77 +231,26 @@ fn upscale(
 /// The inputs of one run of a network.
 #[derive(Debug)]
 struct Recorded {
-    role: Role,
-    size: [usize; 2],
+    place: Place,
     inputs: Vec<Vec<f32>>,
 }
 
-/// The CPU as a backend that remembers what its sessions were run on.
-struct Recorder<'a> {
-    cpu: &'a CpuBackend,
-    runs: Rc<RefCell<Vec<Recorded>>>,
+/// What the networks were run on.
+#[derive(Debug, Default)]
+struct Recorder {
+    runs: Vec<Recorded>,
 }
 
-impl Backend for Recorder<'_> {
-    fn info(&self) -> DeviceInfo {
-        self.cpu.info()
-    }
-
-    fn offers(
-        &self,
-        model: &Model,
-        role: Role,
-        height: usize,
-        width: usize,
-    ) -> Result<Vec<Offer>, PrepareError> {
-        self.cpu.offers(model, role, height, width)
-    }
-
-    fn prepare<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        let inner = self.cpu.session_in(model, role, height, width, room)?;
-        let runs = Rc::clone(&self.runs);
-        Ok(Box::new(Recording { inner, role, size: [height, width], runs }))
-    }
-}
-
-struct Recording<'m> {
-    inner: CpuSession<'m>,
-    role: Role,
-    size: [usize; 2],
-    runs: Rc<RefCell<Vec<Recorded>>>,
-}
-
-impl Session for Recording<'_> {
-    fn inputs(&self) -> &[PortSpec] {
-        self.inner.inputs()
-    }
-
-    fn outputs(&self) -> &[PortSpec] {
-        self.inner.outputs()
-    }
-
-    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
-        self.runs.borrow_mut().push(Recorded {
-            role: self.role,
-            size: self.size,
-            inputs: inputs.iter().map(|i| i.to_vec()).collect(),
-        });
-        self.inner.run(inputs, outputs)
-    }
-
-    fn set_timestep_group(&mut self, group: usize) {
-        self.inner.set_timestep_group(group);
-    }
-
-    fn stats(&self) -> SessionStats {
-        self.inner.stats()
+impl Watch for Recorder {
+    fn run(
+        &mut self,
+        session: &mut CpuSession<'_>,
+        place: Place,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+    ) -> Result<(), RunError> {
+        self.runs.push(Recorded { place, inputs: inputs.iter().map(|i| i.to_vec()).collect() });
+        session.run(inputs, outputs)
     }
 }
 
@@ -326,15 +278,16 @@ impl Errors {
         let inputs: Vec<&[f32]> = run.inputs.iter().map(Vec::as_slice).collect();
         let mut kept: HashMap<String, Vec<f32>> = HashMap::new();
         let mut rows = Rows::default();
-        let a = outputs(float, &inputs, &mut |layer, channels, row| {
+        let mut keep = |layer: &str, channels: usize, row: &[f32]| {
             if rows.wanted(layer, row.len() / channels.max(1)) {
                 kept.entry(layer.to_owned()).or_default().extend_from_slice(row);
             }
-        })?;
+        };
+        let a = watch::outputs(float, |s, out| s.run_observed(&inputs, out, &mut keep))?;
         int8.set_timestep_group(group);
         let mut rows = Rows::default();
         let mut used: HashMap<String, usize> = HashMap::new();
-        let b = outputs(int8, &inputs, &mut |layer, channels, row| {
+        let mut weigh = |layer: &str, channels: usize, row: &[f32]| {
             if !rows.wanted(layer, row.len() / channels.max(1)) {
                 return;
             }
@@ -342,14 +295,15 @@ impl Errors {
             let start = used.entry(layer.to_owned()).or_default();
             if let Some(float) = kept.get(*start..*start + row.len()) {
                 *start += row.len();
-                let sums = self.sums(run.role, layer, groups);
+                let sums = self.sums(run.place.role, layer, groups);
                 add(&mut sums[group], float, row);
             }
-        })?;
+        };
+        let b = watch::outputs(int8, |s, out| s.run_observed(&inputs, out, &mut weigh))?;
         for ((port, a), b) in float.outputs().iter().zip(&a).zip(&b) {
-            let at = self.results.iter().position(|r| r.0 == run.role && r.1 == port.name);
+            let at = self.results.iter().position(|r| r.0 == run.place.role && r.1 == port.name);
             let at = at.unwrap_or_else(|| {
-                self.results.push((run.role, port.name.clone(), vec![(0.0, 0.0); groups]));
+                self.results.push((run.place.role, port.name.clone(), vec![(0.0, 0.0); groups]));
                 self.results.len() - 1
             });
             add(&mut self.results[at].2[group], a, b);
@@ -410,23 +364,6 @@ impl Rows {
             }
         }
     }
-}
-
-/// Runs `session`, observed, and gives its outputs.
-fn outputs(
-    session: &mut CpuSession<'_>,
-    inputs: &[&[f32]],
-    observer: &mut dyn FnMut(&str, usize, &[f32]),
-) -> Result<Vec<Vec<f32>>, RunError> {
-    let mut outputs: Vec<Vec<f32>> = session
-        .outputs()
-        .iter()
-        // Invariant: `prepare` refused shapes whose elements cannot be counted.
-        .map(|port| vec![0.0; port.shape.elements().unwrap_or(0)])
-        .collect();
-    let mut slices: Vec<&mut [f32]> = outputs.iter_mut().map(|o| &mut o[..]).collect();
-    session.run_observed(inputs, &mut slices, observer)?;
-    Ok(outputs)
 }
 
 #[cfg(test)]
