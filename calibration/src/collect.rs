@@ -257,6 +257,7 @@ impl Layer {
             channel_mean: by_channel(&|c| all.mean(c)),
             channel_ms: by_channel(&|c| all.mean_square(c)),
             input_scale,
+            loss: None,
             groups,
         }
     }

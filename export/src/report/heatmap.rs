@@ -18,7 +18,7 @@ const SCALE: (f32, f32) = (15.0, 45.0);
 
 pub(super) fn write(page: &mut String, report: &QualityReport<'_>) {
     page.push_str(
-        "<h2>Signal-to-noise ratio by layer and timesteps</h2>\n<p class=\"note\">In dB. Estimated: of the layer's own result, from the calibration table and its weights, errors of layers before it left out. Measured: of what the layer reads when the int8 network is run on the float network's inputs, the errors of all layers before it included. Rows without a colour are float.</p>\n",
+        "<h2>Signal-to-noise ratio by layer and timesteps</h2>\n<p class=\"note\">In dB. Estimated: of the layer's own result, from the calibration table and its weights, errors of layers before it left out. Measured: of what the layer reads when the int8 network is run on the float network's inputs, the errors of all layers before it included. Rows without a colour are float. Layers over vectors (the timestep's way) are float and not listed; attention products are further down.</p>\n",
     );
     for c in report.components {
         let of = |l: &&Layer<'_>| l.summary.component == c.role;
