@@ -7,7 +7,7 @@ use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
 use crate::observe::{Moments, Spread};
-use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
+use crate::table::{ComponentTable, GroupTable, LayerTable, Range, int8_layers};
 use crate::watch::{Place, Watch};
 use latile_cpu::session::CpuSession;
 use latile_runtime::backend::RunError;
@@ -229,23 +229,28 @@ impl Layer {
     fn table(self, norms: &WeightNorms, percentile: f32) -> LayerTable {
         let all = merged(&self.moments);
         let channels = all.channels();
-        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Histogram>)> = None;
+        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Found>)> = None;
         for (scale, spreads) in self.candidates {
-            let histograms: Vec<Histogram> = spreads.into_iter().map(Spread::finish).collect();
-            let errors = histograms.iter().map(|h| choose::least_error(h).map_or(0.0, |r| r.error));
-            let error = errors.map(f64::from).sum::<f64>() / histograms.len() as f64;
+            let found = |spread: Spread| {
+                let histogram = spread.finish();
+                let mse = choose::least_error(&histogram);
+                Found { histogram, mse }
+            };
+            let found: Vec<Found> = spreads.into_iter().map(found).collect();
+            let errors = found.iter().map(|f| f.mse.map_or(0.0, |r| f64::from(r.error)));
+            let error = errors.sum::<f64>() / found.len() as f64;
             let noise = norms.input_noise(error, scale.as_deref())
                 + norms.weight_noise(&all, scale.as_deref());
             // The first, none, stays where nothing is better.
             if best.as_ref().is_none_or(|(least, ..)| noise < *least) {
-                best = Some((noise, scale, histograms));
+                best = Some((noise, scale, found));
             }
         }
-        let (input_scale, histograms) = best.map(|(_, s, h)| (s, h)).unwrap_or_default();
-        let groups = histograms
+        let (input_scale, found) = best.map(|(_, s, f)| (s, f)).unwrap_or_default();
+        let groups = found
             .iter()
             .zip(&self.moments)
-            .map(|(h, m)| group(h, m, input_scale.as_deref(), percentile))
+            .map(|(f, m)| group(f, m, input_scale.as_deref(), percentile))
             .collect();
         let by_channel = |f: &dyn Fn(usize) -> f64| (0..channels).map(|c| f(c) as f32).collect();
         LayerTable {
@@ -263,12 +268,13 @@ impl Layer {
     }
 }
 
-fn group(
-    histogram: &Histogram,
-    moments: &Moments,
-    scale: Option<&[f32]>,
-    percentile: f32,
-) -> GroupTable {
+/// A layer's scaled input in one group of timesteps, and the range of least error for it.
+struct Found {
+    histogram: Histogram,
+    mse: Option<Range>,
+}
+
+fn group(found: &Found, moments: &Moments, scale: Option<&[f32]>, percentile: f32) -> GroupTable {
     let e = |c: usize| scale.map_or(1.0, |s| s[c]);
     let channels = moments.channels();
     let power: f64 =
@@ -280,7 +286,7 @@ fn group(
         min: least,
         max: most,
         power: (power / channels as f64) as f32,
-        ranges: choose::ranges(histogram, percentile),
+        ranges: choose::ranges(&found.histogram, percentile, found.mse),
     }
 }
 

@@ -250,12 +250,12 @@ pub(crate) fn plan(
             reasons[k.node] = Some(if measured {
                 let noise = 100.0 * k.score;
                 format!(
-                    "it alone adds {noise:.1} % of the noise in the result, with {percent:.1} % of the work"
+                    "without its int8 the result has {noise:.1} % less noise; it is {percent:.1} % of the network's work"
                 )
             } else {
                 let db = estimate::db(1.0, k.score);
                 format!(
-                    "among the least of estimated SQNR for its work: {db:.1} dB, {percent:.1} % of the work"
+                    "its estimated SQNR, {db:.1} dB, is among the least for its work, {percent:.1} % of the network's"
                 )
             });
         }
