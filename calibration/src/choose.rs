@@ -109,6 +109,42 @@ impl Histogram {
     }
 }
 
+/// Sums over the bins at either end of a histogram, by which a range that clips too much is known without a
+/// look at each bin.
+struct Tails<'h> {
+    histogram: &'h Histogram,
+    /// Of bins `0 .. i`: how many values, and the sums of their bins' middles and of those squared.
+    below: Vec<[f64; 3]>,
+}
+
+impl<'h> Tails<'h> {
+    fn new(histogram: &'h Histogram) -> Self {
+        let mut below = vec![[0.0; 3]];
+        let mut sums = [0.0; 3];
+        for (bin, &n) in histogram.counts.iter().enumerate() {
+            let (n, x) = (n as f64, histogram.edge(bin) + histogram.width * 0.5);
+            sums = [sums[0] + n, sums[1] + n * x, sums[2] + n * x * x];
+            below.push(sums);
+        }
+        Self { histogram, below }
+    }
+
+    /// No more than the mean squared error that a range makes of values beyond its ends: that of a bin is at
+    /// least the square of its middle's distance.
+    fn clipping(&self, scale: f32, zero_point: u8) -> f64 {
+        let h = self.histogram;
+        let s = f64::from(scale);
+        let (bottom, top) = (-s * f64::from(zero_point), s * f64::from(255 - zero_point));
+        let bin = |x: f64| ((x - h.lo) / h.width).clamp(0.0, BINS as f64);
+        // Whole bins below the bottom, and above the top.
+        let (low, high) = (bin(bottom).floor() as usize, bin(top).ceil() as usize);
+        let [all, low, high] = [BINS, low, high].map(|i| self.below[i]);
+        let distance = |[n, x, xx]: [f64; 3], end: f64| xx - 2.0 * end * x + end * end * n;
+        let above = [0, 1, 2].map(|i| all[i] - high[i]);
+        (distance(low, bottom) + distance(above, top)) / all[0].max(1.0)
+    }
+}
+
 /// The nearest integer, halves to even, of a number below 2⁵¹ in magnitude: added to a power of two so large
 /// that only integers are left. One addition and one subtraction, where a call would cost more than the rest.
 fn nearest(x: f64) -> f64 {
@@ -193,9 +229,10 @@ pub fn cover(lo: f64, hi: f64) -> Option<(f32, u8)> {
     Some((scale, zero_point))
 }
 
-/// A range by each method, `percentile` in percent; `None` where all values were (next to) 0.
+/// A range by each method, `percentile` in percent, where [`least_error`] found `mse`; `None` where all values
+/// were (next to) 0.
 #[must_use]
-pub fn ranges(histogram: &Histogram, percentile: f32) -> Option<Ranges> {
+pub fn ranges(histogram: &Histogram, percentile: f32, mse: Option<Range>) -> Option<Ranges> {
     let minmax = cover(histogram.lo(), histogram.hi())?;
     let measured = |(scale, zero_point): (f32, u8)| Range {
         scale,
@@ -208,7 +245,7 @@ pub fn ranges(histogram: &Histogram, percentile: f32) -> Option<Ranges> {
     Some(Ranges {
         minmax: measured(minmax),
         percentile: measured(kept),
-        mse: least_error(histogram)?,
+        mse: mse?,
         entropy: measured(search(histogram, Method::Entropy).unwrap_or(minmax)),
     })
 }
@@ -230,18 +267,22 @@ fn search(histogram: &Histogram, method: Method) -> Option<(f32, u8)> {
         _ => 0.0,
     };
     let entropy = (method == Method::Entropy).then(|| Entropy::new(histogram));
-    let cost = |lo: f64, hi: f64| {
+    let tails = Tails::new(histogram);
+    // Infinite where it is certain to be more than `least`.
+    let cost = |lo: f64, hi: f64, least: f64| {
         if hi - lo < narrowest {
             return f64::INFINITY;
         }
         match (cover(lo, hi), &entropy) {
             (None, _) => f64::INFINITY,
             (Some((s, z)), Some(entropy)) => entropy.divergence(s, z),
+            // What the sums' own rounding could be mistaken for is far less than the thousandth.
+            (Some((s, z)), None) if tails.clipping(s, z) > least * 1.001 => f64::INFINITY,
             (Some((s, z)), None) => histogram.error(s, z),
         }
     };
     let far_is_hi = hi >= -lo;
-    let mut best = (cost(lo, hi), [lo, hi]);
+    let mut best = (cost(lo, hi, f64::INFINITY), [lo, hi]);
     for (round, step) in [(0, 1.0 / f64::from(SWEEP)), (1, 1.0 / f64::from(SWEEP * SWEEP / 2))] {
         for end in [usize::from(far_is_hi), usize::from(!far_is_hi)] {
             let whole = [lo, hi][end];
@@ -255,7 +296,7 @@ fn search(histogram: &Histogram, method: Method) -> Option<(f32, u8)> {
                 let share = (middle + (half - f64::from(i)) * step).clamp(0.0, 1.0);
                 let mut ends = best.1;
                 ends[end] = whole * share;
-                let found = cost(ends[0], ends[1]);
+                let found = cost(ends[0], ends[1], best.0);
                 if found < best.0 {
                     best = (found, ends);
                 }

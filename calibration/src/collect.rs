@@ -1,23 +1,19 @@
-//! What is known of every layer while a model is run: an observer that stands behind the backend boundary.
+//! What is known of every layer while a model is run.
 //!
-//! Lives here: [`Tap`], a [`Backend`] that runs the CPU's sessions and shows every layer's input to the
-//! [`Collector`], and the collector's two passes. Never here: what is run, and in which order.
+//! Lives here: the [`Collector`], which looks on while the CPU's sessions run and is shown every layer's input,
+//! and its two passes. Never here: what is run, and in which order.
 
 use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
 use crate::observe::{Moments, Spread};
-use crate::table::{ComponentTable, GroupTable, LayerTable, int8_layers};
-use latile_cpu::session::{CpuBackend, CpuSession};
-use latile_runtime::backend::{
-    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Room, RunError, Session,
-    SessionStats,
-};
+use crate::table::{ComponentTable, GroupTable, LayerTable, Range, int8_layers};
+use crate::watch::{Place, Watch};
+use latile_cpu::session::CpuSession;
+use latile_runtime::backend::RunError;
 use latile_runtime::format::{ComponentSpec, Model, Role};
 use latile_runtime::graph::{Op, WeightId};
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
 
 /// A layer under observation.
 #[derive(Debug)]
@@ -233,23 +229,28 @@ impl Layer {
     fn table(self, norms: &WeightNorms, percentile: f32) -> LayerTable {
         let all = merged(&self.moments);
         let channels = all.channels();
-        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Histogram>)> = None;
+        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Found>)> = None;
         for (scale, spreads) in self.candidates {
-            let histograms: Vec<Histogram> = spreads.into_iter().map(Spread::finish).collect();
-            let errors = histograms.iter().map(|h| choose::least_error(h).map_or(0.0, |r| r.error));
-            let error = errors.map(f64::from).sum::<f64>() / histograms.len() as f64;
+            let found = |spread: Spread| {
+                let histogram = spread.finish();
+                let mse = choose::least_error(&histogram);
+                Found { histogram, mse }
+            };
+            let found: Vec<Found> = spreads.into_iter().map(found).collect();
+            let errors = found.iter().map(|f| f.mse.map_or(0.0, |r| f64::from(r.error)));
+            let error = errors.sum::<f64>() / found.len() as f64;
             let noise = norms.input_noise(error, scale.as_deref())
                 + norms.weight_noise(&all, scale.as_deref());
             // The first, none, stays where nothing is better.
             if best.as_ref().is_none_or(|(least, ..)| noise < *least) {
-                best = Some((noise, scale, histograms));
+                best = Some((noise, scale, found));
             }
         }
-        let (input_scale, histograms) = best.map(|(_, s, h)| (s, h)).unwrap_or_default();
-        let groups = histograms
+        let (input_scale, found) = best.map(|(_, s, f)| (s, f)).unwrap_or_default();
+        let groups = found
             .iter()
             .zip(&self.moments)
-            .map(|(h, m)| group(h, m, input_scale.as_deref(), percentile))
+            .map(|(f, m)| group(f, m, input_scale.as_deref(), percentile))
             .collect();
         let by_channel = |f: &dyn Fn(usize) -> f64| (0..channels).map(|c| f(c) as f32).collect();
         LayerTable {
@@ -261,17 +262,19 @@ impl Layer {
             channel_mean: by_channel(&|c| all.mean(c)),
             channel_ms: by_channel(&|c| all.mean_square(c)),
             input_scale,
+            loss: None,
             groups,
         }
     }
 }
 
-fn group(
-    histogram: &Histogram,
-    moments: &Moments,
-    scale: Option<&[f32]>,
-    percentile: f32,
-) -> GroupTable {
+/// A layer's scaled input in one group of timesteps, and the range of least error for it.
+struct Found {
+    histogram: Histogram,
+    mse: Option<Range>,
+}
+
+fn group(found: &Found, moments: &Moments, scale: Option<&[f32]>, percentile: f32) -> GroupTable {
     let e = |c: usize| scale.map_or(1.0, |s| s[c]);
     let channels = moments.channels();
     let power: f64 =
@@ -283,97 +286,27 @@ fn group(
         min: least,
         max: most,
         power: (power / channels as f64) as f32,
-        ranges: choose::ranges(histogram, percentile),
+        ranges: choose::ranges(&found.histogram, percentile, found.mse),
     }
 }
 
-/// The CPU as a backend whose sessions show every layer's input to a [`Collector`].
-pub(crate) struct Tap<'a> {
-    pub(crate) cpu: &'a CpuBackend,
-    pub(crate) collector: Rc<RefCell<Collector>>,
-}
-
-impl Tap<'_> {
-    pub(crate) fn session<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<TapSession<'m>, PrepareError> {
-        let inner = self.cpu.session_in(model, role, height, width, room)?;
-        Ok(TapSession { inner, role, collector: Rc::clone(&self.collector) })
-    }
-}
-
-impl Backend for Tap<'_> {
-    fn info(&self) -> DeviceInfo {
-        self.cpu.info()
-    }
-
-    fn offers(
-        &self,
-        model: &Model,
-        role: Role,
-        height: usize,
-        width: usize,
-    ) -> Result<Vec<Offer>, PrepareError> {
-        self.cpu.offers(model, role, height, width)
-    }
-
-    fn prepare<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        Ok(Box::new(self.session(model, role, height, width, room)?))
-    }
-}
-
-/// A session under observation.
-pub(crate) struct TapSession<'m> {
-    inner: CpuSession<'m>,
-    role: Role,
-    collector: Rc<RefCell<Collector>>,
-}
-
-impl Session for TapSession<'_> {
-    fn inputs(&self) -> &[PortSpec] {
-        self.inner.inputs()
-    }
-
-    fn outputs(&self) -> &[PortSpec] {
-        self.inner.outputs()
-    }
-
-    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
-        let mut collector = self.collector.borrow_mut();
-        let role = self.role;
-        self.inner.run_observed(inputs, outputs, &mut |layer, channels, row| {
-            collector.see(role, layer, channels, row);
+impl Watch for Collector {
+    fn run(
+        &mut self,
+        session: &mut CpuSession<'_>,
+        place: Place,
+        inputs: &[&[f32]],
+        outputs: &mut [&mut [f32]],
+    ) -> Result<(), RunError> {
+        session.run_observed(inputs, outputs, &mut |layer, channels, row| {
+            self.see(place.role, layer, channels, row);
         })?;
-        match &collector.failure {
+        match &self.failure {
             // The caller takes the whole failure from the collector.
             Some(CalibrationError::Activation { layer, .. }) => {
                 Err(RunError::NonFinite { port: layer.clone() })
             }
             _ => Ok(()),
         }
-    }
-
-    fn set_timestep_group(&mut self, group: usize) {
-        self.inner.set_timestep_group(group);
-    }
-
-    fn use_norms(&mut self, norms: Norms) {
-        self.inner.use_norms(norms);
-    }
-
-    fn stats(&self) -> SessionStats {
-        self.inner.stats()
     }
 }

@@ -1,27 +1,21 @@
 //! What int8 costs, measured: the float and the int8 model on the same inputs.
 //!
-//! Lives here: the trajectory of the float model, recorded as inputs of its networks; the signal-to-noise
-//! ratio of what each layer of the int8 model reads when its network is run on them, errors of all layers
-//! before it included; and one picture made by either model. Never here: estimates, reports.
+//! Lives here: the signal-to-noise ratio of what each layer of the int8 model reads when its network is run on
+//! the float model's trajectory, errors of all layers before it included; and one picture made by either
+//! model. Never here: estimates, reports.
 
 use crate::CalibrationError;
 use crate::pictures::PictureSet;
 use crate::run::Options;
 use crate::table::EXACT_DB;
+use crate::trajectory::{self, Meter, OnRun, Recorded, failed};
+use crate::watch;
 use latile_cpu::session::{CpuBackend, CpuSession};
-use latile_runtime::backend::{
-    Backend, DeviceInfo, Norms, Offer, PortSpec, PrepareError, Room, RunError, Session,
-    SessionStats,
-};
+use latile_runtime::backend::{RunError, Session};
 use latile_runtime::format::{Model, Role};
-use latile_runtime::pipeline::{
-    Options as RunOptions, Picture, PipelineError, Pixels, Plan, Report, Stage,
-};
+use latile_runtime::pipeline::{PipelineError, Stage};
 use serde::Serialize;
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::ControlFlow;
-use std::rc::Rc;
 
 /// Pictures that are compared, at most.
 const PICTURES: usize = 2;
@@ -82,7 +76,7 @@ pub fn compare(
     backend: &CpuBackend,
     set: &PictureSet,
     options: &Options,
-    progress: &mut dyn FnMut(&str, &'static str, u64, u64) -> ControlFlow<()>,
+    progress: &mut OnRun<'_>,
 ) -> Result<Comparison, CalibrationError> {
     let unsuited = |why: &str| CalibrationError::Unsuited {
         model: int8.name().to_owned(),
@@ -95,65 +89,47 @@ pub fn compare(
     if samples.is_empty() {
         return Err(unsuited("there is no picture to compare it on"));
     }
-    let factor = set.side / options.size.max(1);
     // The float model twice and the int8 model once a picture, and once more for the example.
-    let each = {
-        let run_options = run_options(options, 0);
-        let plan = Plan::new(float, options.size, options.size, &run_options);
-        plan.map_err(CalibrationError::Plan)?.macs()
-    };
-    let mut meter = Meter { progress, done: 0, total: each * (3 * samples.len() as u64 + 1) };
+    let total = trajectory::macs(float, options)? * (3 * samples.len() as u64 + 1);
+    let mut meter = Meter { progress, done: 0, total };
     let mut errors = Errors::default();
     let mut example = None;
     for (i, sample) in samples.iter().enumerate() {
         let name = sample.datum.name.as_str();
-        let failed = |source| match source {
-            PipelineError::Cancelled => CalibrationError::Cancelled,
-            source => CalibrationError::Pipeline { picture: name.to_owned(), source },
-        };
-        let low = sample.low(set.side, factor).ok_or_else(|| {
-            failed(PipelineError::OutOfMemory {
-                bytes: set.side * set.side * 16,
-                what: "a picture",
-            })
-        })?;
-        let run_options = run_options(options, i);
-        let side = options.size;
-        let recorder = Recorder { cpu: backend, runs: Rc::default() };
-        let before = upscale(float, &recorder, &low, side, &run_options, name, &mut meter)
-            .map_err(failed)?;
+        let (before, runs) =
+            trajectory::recorded(float, backend, set, (i, sample), options, &mut meter)?;
         if example.is_none() {
-            let after = upscale(int8, backend, &low, side, &run_options, name, &mut meter)
-                .map_err(failed)?;
+            let (after, _) =
+                trajectory::upscale(int8, backend, set, (i, sample), options, &mut meter)?;
             example = Some(Example {
                 name: name.to_owned(),
                 width: set.side,
                 height: set.side,
-                psnr_db: psnr(&before.pixels, &after.pixels),
-                float: before.pixels,
-                int8: after.pixels,
+                psnr_db: psnr(&before, &after),
+                float: before,
+                int8: after,
             });
         }
-        let runs = recorder.runs.take();
-        let mut timesteps = before.report.timesteps.iter();
         for role in [Role::Unet, Role::Decoder] {
             let runs: Vec<&Recorded> = runs.iter().filter(|r| r.role == role).collect();
             let Some(first) = runs.first() else { continue };
-            let prepare = |model| backend.session(model, role, first.size[0], first.size[1]);
+            let prepare = |model| {
+                let [h, w] = first.size;
+                backend.session(model, role, h, w)
+            };
             let stage = if role == Role::Unet { Stage::Denoise } else { Stage::Decode };
-            let prepared = |source| failed(PipelineError::Prepare { stage, source });
+            let prepared = |source| failed(name, PipelineError::Prepare { stage, source });
             let mut pair = (prepare(float).map_err(prepared)?, prepare(int8).map_err(prepared)?);
             let spec = int8.component(role)?;
             let groups = spec.timestep_groups.len().max(1);
             for run in runs {
-                let timestep = if role == Role::Unet { timesteps.next() } else { None };
-                let group = timestep.map_or(0, |&t| spec.timestep_group(t as f32));
+                let group = run.timestep.map_or(0, |t| spec.timestep_group(t as f32));
                 if meter.ask(name, "compare").is_break() {
                     return Err(CalibrationError::Cancelled);
                 }
                 errors
                     .run(&mut pair, run, group, groups)
-                    .map_err(|source| failed(PipelineError::Run { stage, source }))?;
+                    .map_err(|source| failed(name, PipelineError::Run { stage, source }))?;
                 meter.done += 2 * pair.0.stats().macs;
             }
         }
@@ -164,147 +140,11 @@ pub fn compare(
     Ok(Comparison { pictures: samples.len(), layers, results, example })
 }
 
-fn run_options(options: &Options, picture: usize) -> RunOptions {
-    RunOptions {
-        steps: Some(options.steps),
-        eta: options.eta,
-        seed: options.seed.wrapping_add(picture as u64),
-        ..RunOptions::default()
-    }
-}
-
 /// Peak signal-to-noise ratio of 8-bit samples, at most [`EXACT_DB`].
 fn psnr(a: &[u8], b: &[u8]) -> f32 {
     let squares: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a.abs_diff(b)).powi(2)).sum();
     let peak = 255.0 * 255.0 * a.len() as f64;
     if squares == 0.0 { EXACT_DB } else { (10.0 * (peak / squares).log10()) as f32 }
-}
-
-struct Meter<'p> {
-    progress: &'p mut dyn FnMut(&str, &'static str, u64, u64) -> ControlFlow<()>,
-    done: u64,
-    total: u64,
-}
-
-impl Meter<'_> {
-    fn ask(&mut self, picture: &str, stage: &'static str) -> ControlFlow<()> {
-        (self.progress)(picture, stage, self.done.min(self.total), self.total)
-    }
-}
-
-/// What the pipeline made.
-struct Upscaled {
-    pixels: Vec<u8>,
-    report: Report,
-}
-
-fn upscale(
-    model: &Model,
-    backend: &dyn Backend,
-    low: &[u8],
-    side: usize,
-    options: &RunOptions,
-    name: &str,
-    meter: &mut Meter<'_>,
-) -> Result<Upscaled, PipelineError> {
-    let plan = Plan::new(model, side, side, options)?;
-    let picture = Picture { width: side, height: side, pixels: Pixels::Rgb8(low) };
-    let mut pixels = Vec::new();
-    let start = meter.done;
-    let report = plan.run(
-        backend,
-        picture,
-        &mut |p| {
-            meter.done = start + p.done;
-            meter.ask(name, if p.stage == Stage::Denoise { "denoise" } else { "decode" })
-        },
-        &mut |_, row| {
-            let byte = |v: &f32| ((v.clamp(-1.0, 1.0) / 2.0 + 0.5) * 255.0).round_ties_even() as u8;
-            pixels.extend(row.iter().map(byte));
-        },
-    )?;
-    Ok(Upscaled { pixels, report })
-}
-
-/// The inputs of one run of a network.
-#[derive(Debug)]
-struct Recorded {
-    role: Role,
-    size: [usize; 2],
-    inputs: Vec<Vec<f32>>,
-}
-
-/// The CPU as a backend that remembers what its sessions were run on.
-struct Recorder<'a> {
-    cpu: &'a CpuBackend,
-    runs: Rc<RefCell<Vec<Recorded>>>,
-}
-
-impl Backend for Recorder<'_> {
-    fn info(&self) -> DeviceInfo {
-        self.cpu.info()
-    }
-
-    fn offers(
-        &self,
-        model: &Model,
-        role: Role,
-        height: usize,
-        width: usize,
-    ) -> Result<Vec<Offer>, PrepareError> {
-        self.cpu.offers(model, role, height, width)
-    }
-
-    fn prepare<'m>(
-        &self,
-        model: &'m Model,
-        role: Role,
-        height: usize,
-        width: usize,
-        room: Room,
-    ) -> Result<Box<dyn Session + 'm>, PrepareError> {
-        let inner = self.cpu.session_in(model, role, height, width, room)?;
-        let runs = Rc::clone(&self.runs);
-        Ok(Box::new(Recording { inner, role, size: [height, width], runs }))
-    }
-}
-
-struct Recording<'m> {
-    inner: CpuSession<'m>,
-    role: Role,
-    size: [usize; 2],
-    runs: Rc<RefCell<Vec<Recorded>>>,
-}
-
-impl Session for Recording<'_> {
-    fn inputs(&self) -> &[PortSpec] {
-        self.inner.inputs()
-    }
-
-    fn outputs(&self) -> &[PortSpec] {
-        self.inner.outputs()
-    }
-
-    fn run(&mut self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> Result<(), RunError> {
-        self.runs.borrow_mut().push(Recorded {
-            role: self.role,
-            size: self.size,
-            inputs: inputs.iter().map(|i| i.to_vec()).collect(),
-        });
-        self.inner.run(inputs, outputs)
-    }
-
-    fn set_timestep_group(&mut self, group: usize) {
-        self.inner.set_timestep_group(group);
-    }
-
-    fn use_norms(&mut self, norms: Norms) {
-        self.inner.use_norms(norms);
-    }
-
-    fn stats(&self) -> SessionStats {
-        self.inner.stats()
-    }
 }
 
 /// Sums of squares, of the signal and of its error, by group.
@@ -331,15 +171,16 @@ impl Errors {
         let inputs: Vec<&[f32]> = run.inputs.iter().map(Vec::as_slice).collect();
         let mut kept: HashMap<String, Vec<f32>> = HashMap::new();
         let mut rows = Rows::default();
-        let a = outputs(float, &inputs, &mut |layer, channels, row| {
+        let mut keep = |layer: &str, channels: usize, row: &[f32]| {
             if rows.wanted(layer, row.len() / channels.max(1)) {
                 kept.entry(layer.to_owned()).or_default().extend_from_slice(row);
             }
-        })?;
+        };
+        let a = watch::outputs(float, |s, out| s.run_observed(&inputs, out, &mut keep))?;
         int8.set_timestep_group(group);
         let mut rows = Rows::default();
         let mut used: HashMap<String, usize> = HashMap::new();
-        let b = outputs(int8, &inputs, &mut |layer, channels, row| {
+        let mut weigh = |layer: &str, channels: usize, row: &[f32]| {
             if !rows.wanted(layer, row.len() / channels.max(1)) {
                 return;
             }
@@ -350,7 +191,8 @@ impl Errors {
                 let sums = self.sums(run.role, layer, groups);
                 add(&mut sums[group], float, row);
             }
-        })?;
+        };
+        let b = watch::outputs(int8, |s, out| s.run_observed(&inputs, out, &mut weigh))?;
         for ((port, a), b) in float.outputs().iter().zip(&a).zip(&b) {
             let at = self.results.iter().position(|r| r.0 == run.role && r.1 == port.name);
             let at = at.unwrap_or_else(|| {
@@ -415,23 +257,6 @@ impl Rows {
             }
         }
     }
-}
-
-/// Runs `session`, observed, and gives its outputs.
-fn outputs(
-    session: &mut CpuSession<'_>,
-    inputs: &[&[f32]],
-    observer: &mut dyn FnMut(&str, usize, &[f32]),
-) -> Result<Vec<Vec<f32>>, RunError> {
-    let mut outputs: Vec<Vec<f32>> = session
-        .outputs()
-        .iter()
-        // Invariant: `prepare` refused shapes whose elements cannot be counted.
-        .map(|port| vec![0.0; port.shape.elements().unwrap_or(0)])
-        .collect();
-    let mut slices: Vec<&mut [f32]> = outputs.iter_mut().map(|o| &mut o[..]).collect();
-    session.run_observed(inputs, &mut slices, observer)?;
-    Ok(outputs)
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! Lives here: the calibration set ([`pictures`]), the run of the float model over its whole sampling
 //! trajectory ([`mod@run`]), the observers of what each layer reads, the choice of an equaliser and of
-//! ranges ([`choose`]), and the [`table`] they make, a file of its own. Never here: writing a model, decoding
-//! picture files, or a guessed range: no data, no int8.
+//! ranges ([`choose`]), and the [`table`] they make, a file of its own; and what int8 then cost, measured on
+//! pairs of runs ([`mod@compare`]; [`trajectory`] has the float model's side). Never here: writing a model, decoding picture files, or a guessed range:
+//! no data, no int8.
 #![forbid(unsafe_code)]
 
 pub mod choose;
@@ -15,6 +16,8 @@ mod observe;
 pub mod pictures;
 pub mod run;
 pub mod table;
+pub mod trajectory;
+mod watch;
 
 pub use compare::{Comparison, compare};
 pub use error::CalibrationError;

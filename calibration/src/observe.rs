@@ -1,7 +1,7 @@
 //! What a layer reads, gathered without keeping any of it.
 //!
-//! Lives here: the two passes over a layer's inputs: [`Moments`] (extremes, means and squares of every
-//!
+//! Lives here: what the two passes over a layer's inputs keep, [`Moments`] (extremes, means and squares of
+//! every channel) and [`Spread`] (a histogram). Never here: which layer, which picture.
 //!
 //! Sums run over blocks of [`BLOCK`] pixels in f32, then in f64, each channel by itself and always in the
 //! order of the pixels: the result does not depend on threads, instruction set or channel count.

@@ -5,13 +5,14 @@
 //! Never here: statistics.
 
 use crate::CalibrationError;
-use crate::collect::{Collector, Tap};
+use crate::collect::Collector;
 use crate::pictures::{Decode, PictureSet};
 use crate::table::{ModelId, Sampling, Table, VERSION};
+use crate::watch::{self, Watched};
 use latile_cpu::session::CpuBackend;
-use latile_runtime::backend::{Room, Session};
+use latile_runtime::backend::{Backend, Room};
 use latile_runtime::format::{LatentSpec, Model, Precision, Role, Task};
-use latile_runtime::graph::ValueKind;
+use latile_runtime::graph::{MAX_GROUPS, ValueKind};
 use latile_runtime::pipeline::{
     Options as RunOptions, Picture, PipelineError, Pixels, Plan, Stage,
 };
@@ -24,8 +25,6 @@ use std::rc::Rc;
 const RGB: usize = 3;
 /// Smallest and largest latent side; beyond it the pipeline would cut the picture into tiles.
 const SIZES: std::ops::RangeInclusive<usize> = 8..=128;
-/// Most groups of timesteps that a model can have.
-const MAX_GROUPS: usize = 64;
 
 /// What a caller may choose.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,7 +168,7 @@ pub fn calibrate(
         total: each.saturating_mul(2 * set.samples.len() as u64).max(1),
         pass: 1,
     };
-    let tap = Tap { cpu: backend, collector: Rc::clone(&collector) };
+    let watched = Watched { cpu: backend, watch: Rc::clone(&collector) };
     for pass in [1, 2] {
         meter.pass = pass;
         for (i, sample) in set.samples.iter().enumerate() {
@@ -188,7 +187,7 @@ pub fn calibrate(
                 Picture { width: options.size, height: options.size, pixels: Pixels::Rgb8(&low) };
             let start = meter.done;
             let outcome = plan.run(
-                &tap,
+                &watched,
                 picture,
                 &mut |p| {
                     let step = timesteps.get(p.step).filter(|_| p.stage == Stage::Denoise);
@@ -205,7 +204,7 @@ pub fn calibrate(
                 if meter.ask(name, "encode").is_break() {
                     return Err(CalibrationError::Cancelled);
                 }
-                let outcome = encoder.run(&tap, model, &sample.unit(side, encoder.side));
+                let outcome = encoder.run(&watched, model, &sample.unit(side, encoder.side));
                 settle(&collector, name, outcome)?;
                 meter.done = start + each;
             }
@@ -214,8 +213,8 @@ pub fn calibrate(
             collector.borrow_mut().turn(model)?;
         }
     }
-    drop(tap);
-    // Invariant: every session, and the tap, are gone.
+    drop(watched);
+    // Invariant: every session, and their backend, are gone.
     let collector = Rc::try_unwrap(collector).expect("nobody looks on any more").into_inner();
     let (name, source_hash) = {
         let m = &model.manifest().metadata;
@@ -290,19 +289,19 @@ impl Encoder {
         Ok(Some(Self { side, macs: spec.graph.macs(&shapes) }))
     }
 
-    fn run(&self, tap: &Tap<'_>, model: &Model, picture: &[f32]) -> Result<(), PipelineError> {
+    fn run(
+        &self,
+        backend: &dyn Backend,
+        model: &Model,
+        picture: &[f32],
+    ) -> Result<(), PipelineError> {
         let stage = Stage::Decode;
-        let mut session = tap
-            .session(model, Role::Encoder, self.side, self.side, Room::default())
+        let mut session = backend
+            .prepare(model, Role::Encoder, self.side, self.side, Room::default())
             .map_err(|source| PipelineError::Prepare { stage, source })?;
-        let mut outputs: Vec<Vec<f32>> = session
-            .outputs()
-            .iter()
-            // Invariant: `prepare` refused shapes whose elements cannot be counted.
-            .map(|port| vec![0.0; port.shape.elements().unwrap_or(0)])
-            .collect();
-        let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(|o| &mut o[..]).collect();
-        session.run(&[picture], &mut outputs).map_err(|source| PipelineError::Run { stage, source })
+        watch::outputs(&mut *session, |s, outputs| s.run(&[picture], outputs))
+            .map_err(|source| PipelineError::Run { stage, source })?;
+        Ok(())
     }
 }
 

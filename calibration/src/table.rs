@@ -124,6 +124,10 @@ pub struct LayerTable {
     pub channel_ms: Vec<f32>,
     /// What inputs are multiplied by before they are quantized; none where all would be 1.
     pub input_scale: Option<Vec<f32>>,
+    /// How much of what int8 adds to the network's result as noise goes where this layer alone is float,
+    /// 0 to 1; none where that was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f32>,
     /// By group of timesteps.
     pub groups: Vec<GroupTable>,
 }
@@ -474,6 +478,9 @@ impl Table {
 
 impl LayerTable {
     fn check(&self, groups: usize) -> Result<(), String> {
+        if self.loss.is_some_and(|l| !(0.0..=1.0).contains(&l)) {
+            return Err("its loss is not from 0 to 1".to_owned());
+        }
         let channels = self.channels as usize;
         if channels == 0 {
             return Err("it has no channels".to_owned());

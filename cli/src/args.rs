@@ -37,6 +37,8 @@ struct Latile {
 /// What to do.
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
+// There is one of it, for as long as the program runs.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Command {
     Upscale(upscale::Args),
     Plan(plan::Args),

@@ -200,7 +200,7 @@ fn export(e: &latile_export::ExportError) -> Exit {
         ExportError::Source(e) if matches!(e.kind, SourceErrorKind::Io { .. }) => Exit::Io,
         ExportError::Checkpoint { .. } | ExportError::Persist(_) => Exit::Io,
         ExportError::Write { error: WriteError::Io(_), .. } => Exit::Io,
-        ExportError::Write { .. } => Exit::Failure,
+        ExportError::Write { .. } | ExportError::Trial { .. } => Exit::Failure,
         ExportError::Table(e) => table(e),
         ExportError::NoCalibration
         | ExportError::NotQuantized

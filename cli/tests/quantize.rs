@@ -63,6 +63,14 @@ fn a_folder_of_pictures_makes_a_model_a_table_and_a_report() {
     // Nothing has gone wrong on the way to the first layer of each network.
     assert_eq!(layers[0]["layer"], "conv_in");
     assert_eq!(layers[0]["measured_input_sqnr_db"][0], 150.0);
+    // The fixture's heads are narrow, so its attentions are float; their results are measured nonetheless.
+    let attentions = quality["attentions"].as_array().unwrap();
+    assert!(attentions.len() > 4);
+    for a in attentions {
+        assert!(a["int8"] == false && a["why"].as_str().unwrap().contains("channels"), "{a}");
+        let expected = if a["component"] == "unet" { groups } else { 1 };
+        assert_eq!(a["measured_sqnr_db"].as_array().unwrap().len(), expected, "{a}");
+    }
     for r in quality["measured"]["results"].as_array().unwrap() {
         for db in r["sqnr_db"].as_array().unwrap() {
             assert!((20.0..100.0).contains(&db.as_f64().unwrap()), "{r}");
@@ -112,6 +120,58 @@ fn a_folder_of_pictures_makes_a_model_a_table_and_a_report() {
     refusals_of_tables(dir);
 }
 
+/// What each layer does to the result is measured, kept in the table, and decides what stays in f16.
+#[test]
+fn a_mixed_model_spends_its_share_where_it_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    pictures(dir);
+    let quality = |args: &str| {
+        let args: Vec<&str> = args.split(' ').collect();
+        let more = ["--calibration", "photos", "--json", "--overwrite", "--report", "r.html"];
+        export(dir, &[&more[..], &args].concat()).json()["quality"].clone()
+    };
+    let int8 = quality("--precision int8");
+    let mixed = quality("--precision mixed --keep-share 30 --table t.json");
+    let mixed_file = std::fs::read(dir.join("m.latile")).unwrap();
+    // The noise in what the networks make went down by more than a share of the work at random would take.
+    let noise = |quality: &Value, network: usize| -> f64 {
+        let list = quality["measured"]["results"][network]["sqnr_db"].as_array().unwrap();
+        list.iter().map(|db| 10f64.powf(-db.as_f64().unwrap() / 10.0)).sum()
+    };
+    for network in [0, 1] {
+        let (before, after) = (noise(&int8, network), noise(&mixed, network));
+        assert!(after < 0.65 * before, "network {network}: {after:e} of {before:e}");
+    }
+    let kept = |quality: &Value| -> Vec<String> {
+        let layers = quality["layers"].as_array().unwrap().iter();
+        let why = |l: &Value| l["why"].as_str().unwrap_or_default().to_owned();
+        layers.map(why).filter(|w| w.contains("less noise")).collect()
+    };
+    assert!(kept(&mixed).len() > 1 && kept(&int8).is_empty(), "{:?}", kept(&mixed));
+    for why in kept(&mixed) {
+        let number = |word: &str| -> f64 {
+            let rest = why.split(word).nth(1).unwrap();
+            rest.trim_start().split(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(number("the result has") > 0.0 && number("it is") <= 30.0, "{why}");
+    }
+    // The table says so too, and gives the same model by itself.
+    let table: Value = serde_json::from_slice(&std::fs::read(dir.join("t.json")).unwrap()).unwrap();
+    let measured: Vec<f64> = table["components"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|c| c["layers"].as_array().unwrap())
+        .filter_map(|l| l["loss"].as_f64())
+        .collect();
+    assert!(measured.len() > 40 && measured.iter().all(|l| (0.0..=1.0).contains(l)));
+    let more = ["--precision", "mixed", "--keep-share", "30", "--overwrite"];
+    let ran = export(dir, &[&more[..], &["--calibration", "t.json"]].concat());
+    assert!(ran.code == Some(0) && !ran.stderr.contains("estimates"), "{ran:?}");
+    assert_eq!(std::fs::read(dir.join("m.latile")).unwrap(), mixed_file);
+}
+
 /// Tables that cannot be used, in a folder with a sound one.
 fn refusals_of_tables(dir: &Path) {
     let by =
@@ -134,6 +194,52 @@ fn refusals_of_tables(dir: &Path) {
     export(dir, &[&more[..], &["--table", "u.json"]].concat())
         .refused(2, &["names a table already"]);
     assert!(!dir.join("u.json").exists());
+}
+
+/// The drawing at the start of `text` is well-formed XML: elements nest, attributes are quoted and given once, and
+/// what must be escaped is.
+fn svg_is_well_formed(text: &str) {
+    let plain = |text: &str| {
+        assert!(!text.contains(['<', '>', '"', '\'']), "{text}");
+        for part in text.split('&').skip(1) {
+            let entity = part.split(';').next().unwrap();
+            assert!(["amp", "lt", "gt", "quot", "#39"].contains(&entity), "&{part}");
+        }
+    };
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = text;
+    loop {
+        let start = rest.find('<').unwrap();
+        plain(&rest[..start]);
+        let end = rest.find('>').unwrap();
+        let (tag, after) = (&rest[start + 1..end], &rest[end + 1..]);
+        rest = after;
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name), "{tag}");
+            if open.is_empty() {
+                return;
+            }
+            continue;
+        }
+        let alone = tag.strip_suffix('/');
+        let (name, mut attributes) =
+            alone.unwrap_or(tag).split_once(' ').unwrap_or((alone.unwrap_or(tag), ""));
+        assert!(name.chars().all(|c| c.is_ascii_alphanumeric()), "{tag}");
+        let mut seen: Vec<&str> = Vec::new();
+        while !attributes.trim().is_empty() {
+            let (key, value) = attributes.split_once("=\"").unwrap();
+            let (value, more) = value.split_once('"').unwrap();
+            let key = key.trim_start();
+            assert!(key.chars().all(|c| c.is_ascii_alphabetic() || c == '-'), "{tag}");
+            assert!(!seen.contains(&key), "{key} twice in {tag}");
+            plain(value);
+            seen.push(key);
+            attributes = more;
+        }
+        if alone.is_none() {
+            open.push(name);
+        }
+    }
 }
 
 /// Every tag that is opened is closed, nothing is loaded from anywhere, and the numbers are the JSON's.
@@ -163,6 +269,9 @@ fn html_is_sound(html: &str, quality: &Value) {
         }
     }
     assert!(open.is_empty(), "{open:?}");
+    let drawings: Vec<&str> = html.match_indices("<svg").map(|(i, _)| &html[i..]).collect();
+    assert!(drawings.len() > 2);
+    drawings.into_iter().for_each(svg_is_well_formed);
 
     let cell = |v: &Value| v.as_f64().map_or("–".to_owned(), |v| format!("{:.1}", v as f32));
     let listed = |v: &Value| {
@@ -202,6 +311,13 @@ fn html_is_sound(html: &str, quality: &Value) {
         }
     }
     assert_eq!(html.matches("<title>").count(), cells + 1);
+    let attention = between(html, "<table id=\"attention\">", "</table>");
+    for a in quality["attentions"].as_array().unwrap() {
+        let name = a["attention"].as_str().unwrap();
+        let row = attention.lines().find(|l| l.contains(&format!("<td>{name}</td>"))).unwrap();
+        assert!(row.contains(&format!(">{}</td></tr>", listed(&a["measured_sqnr_db"]))), "{row}");
+        assert_eq!(row.contains("<td>int8</td>"), a["int8"] == true, "{row}");
+    }
     let kept = between(html, "<table id=\"kept\">", "</table>");
     let floats = layers.iter().filter(|l| l["int8"] == false);
     assert_eq!(kept.matches("<tr><td>").count(), floats.clone().count());
@@ -246,6 +362,13 @@ fn options_that_do_not_go_together_are_usage_errors() {
             "--precision int8 --calibration photos --min-sqnr 30",
             "--min-sqnr is for --precision mixed",
         ),
+        (
+            "--precision int8 --calibration photos --keep-share 30",
+            "--keep-share is for --precision mixed",
+        ),
+        ("--precision mixed --calibration photos --keep-share 101", "--keep-share can be 0 to 100"),
+        ("--precision mixed --calibration photos --keep-share NaN", "--keep-share can be 0 to 100"),
+        ("--precision mixed --calibration photos --keep-share 9 --min-sqnr 30", "give one of them"),
         ("--precision mixed --calibration photos --min-sqnr -1", "--min-sqnr can be 0 to 100"),
         ("--precision mixed --calibration photos --min-sqnr NaN", "--min-sqnr can be 0 to 100"),
         (

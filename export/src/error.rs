@@ -141,6 +141,16 @@ pub enum ExportError {
     /// A calibration table that cannot be used for this model.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A trial model could not be made or run.
+    #[error("cannot measure what {role} layer {layer} adds to the result: {why}")]
+    Trial {
+        /// The network.
+        role: latile_runtime::format::Role,
+        /// The layer.
+        layer: String,
+        /// What stopped it.
+        why: String,
+    },
     /// A layer that cannot be quantized.
     #[error("{layer} cannot be quantized: {why}")]
     Quantize {

@@ -3,7 +3,8 @@
 //! Lives here: weight sources ([`source`]), the configs of diffusers folders ([`diffusers`]) and the key layout
 //! of CompVis checkpoints ([`compvis`]), both resolved to one description of the networks ([`arch`]), the graph
 //! builder that turns that description into primitive operators ([`build`]), the step from float to int8
-//! ([`quantize`]), its quality report ([`report`]), and the streaming writer behind [`export`]. ONNX graphs come in through `onnx` where that feature is on.
+//! ([`quantize`]) and what each layer adds to the result by it ([`sensitivity`]), its quality report ([`report`]), and
+//! the streaming writer behind [`export`]. ONNX graphs come in through `onnx` where that feature is on.
 //!
 //! Never here: kernels, samplers, pictures. No checkpoint is ever executed: pickles are read by a machine
 //! without calls ([`source::pickle`]).
@@ -20,12 +21,13 @@ pub mod onnx;
 mod pack;
 pub mod quantize;
 pub mod report;
+pub mod sensitivity;
 pub mod source;
 mod tensors;
 mod write;
 
 pub use error::ExportError;
-pub use quantize::{Glob, LayerSummary, Quantization};
+pub use quantize::{AttentionSummary, Glob, LayerSummary, Mixed, Quantization};
 pub use write::{ComponentSummary, PartBytes, Progress, Summary};
 
 use compvis::{Ema, Hints};

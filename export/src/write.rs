@@ -1,7 +1,7 @@
 //! Streams a model into its file: one tensor read, quantized, packed and written at a time.
 
 use crate::model::{Component, Model};
-use crate::quantize::{self, Item, LayerSummary, Planned, Quantization};
+use crate::quantize::{self, AttentionSummary, Item, LayerSummary, Planned, Quantization};
 use crate::source::WeightSource;
 use crate::{ExportError, ExportOptions, pack};
 use latile_calibration::Method;
@@ -46,6 +46,8 @@ pub struct Summary {
     pub method: Option<Method>,
     /// What became of each layer, where the model is quantized.
     pub layers: Vec<LayerSummary>,
+    /// What became of each attention's products, where the model is quantized.
+    pub attentions: Vec<AttentionSummary>,
     /// What was assumed or left out.
     pub notes: Vec<String>,
 }
@@ -102,7 +104,7 @@ pub(crate) fn write(
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 20, out.file())).map_err(failed)?;
     let mut weights = Weights { sources: &sources, ..Weights::default() };
     let mut done = 0u64;
-    let mut layers = Vec::new();
+    let (mut layers, mut attentions) = (Vec::new(), Vec::new());
     for (mut c, summary) in planned.into_iter().zip(&mut components) {
         summary.tensors = c.graph.weights.len();
         summary.bytes = part_bytes(&c);
@@ -116,6 +118,7 @@ pub(crate) fn write(
             report(progress, "writing", done, total)?;
         }
         layers.append(&mut c.summaries);
+        attentions.append(&mut c.attentions);
         for source in &sources {
             source.release();
         }
@@ -152,6 +155,7 @@ pub(crate) fn write(
         components,
         method: quantization.map(|q| q.method),
         layers,
+        attentions,
         notes: model.notes,
     })
 }
@@ -190,8 +194,11 @@ fn plan(
         .map(|c| quantize::plan(c, sources, how, &mut at))
         .collect::<Result<_, _>>()?;
     for glob in &how.keep_f16 {
-        let all = || planned.iter().flat_map(|c| &c.summaries);
-        if !all().any(|l| glob.is_of(&l.component, &l.layer)) {
+        let mut layers = planned.iter().flat_map(|c| &c.summaries);
+        let mut attentions = planned.iter().flat_map(|c| &c.attentions);
+        let found = layers.any(|l| glob.is_of(&l.component, &l.layer))
+            || attentions.any(|a| glob.is_of(&a.component, &a.attention));
+        if !found {
             return Err(ExportError::NoSuchLayer { glob: glob.text().to_owned() });
         }
     }

@@ -7,7 +7,9 @@ mod common;
 use common::{Map, fixtures, read_maps, run_observed};
 use latile_calibration::table::{Datum, ModelId, Sampling, VERSION};
 use latile_calibration::{ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, Table};
-use latile_export::{ExportError, ExportOptions, Glob, Progress, Quantization, Summary, export};
+use latile_export::{
+    ExportError, ExportOptions, Glob, Mixed, Progress, Quantization, Summary, export,
+};
 use latile_runtime::format::{Model, Precision, Role};
 use latile_runtime::graph::Layout;
 use std::collections::BTreeMap;
@@ -155,6 +157,7 @@ fn layer(name: &str, groups: &[Vec<Map>]) -> LayerTable {
         channel_ms: moments.iter().map(|m| m.1 as f32).collect(),
         groups: groups.iter().map(group).collect(),
         input_scale: Some(input_scale),
+        loss: None,
     }
 }
 
@@ -169,7 +172,7 @@ fn options(precision: Precision, quantization: Option<Quantization>) -> ExportOp
 }
 
 fn by(table: &Table) -> Quantization {
-    Quantization { table: table.clone(), method: Method::Mse, keep_f16: Vec::new(), min_sqnr: None }
+    Quantization { table: table.clone(), method: Method::Mse, keep_f16: Vec::new(), mixed: None }
 }
 
 fn float(dir: &Path) -> Model {
@@ -179,7 +182,7 @@ fn float(dir: &Path) -> Model {
 }
 
 fn int8(dir: &Path, how: Quantization) -> (Model, Summary) {
-    let precision = if how.min_sqnr.is_some() { Precision::Mixed } else { Precision::Int8 };
+    let precision = if how.mixed.is_some() { Precision::Mixed } else { Precision::Int8 };
     let path = dir.join("int8.latile");
     let summary = export(&folder(), &path, &options(precision, Some(how)), &mut go).unwrap();
     let model = Model::open(&path).unwrap();
@@ -278,7 +281,7 @@ fn the_same_bytes_everywhere() {
     // The interpreter's table is computed with the platform's exp: rounded, it is the same everywhere.
     let table = rounded(&table);
     let mixed = Quantization {
-        min_sqnr: Some(33.0),
+        mixed: Some(Mixed::MinSqnr(33.0)),
         keep_f16: vec![Glob::new("unet.down_blocks.0.*.conv1")],
         ..by(&table)
     };

@@ -60,11 +60,11 @@ fn a_point_has_no_range() {
     assert_eq!(cover(f64::NEG_INFINITY, 1.0), None);
     let mut zero = Histogram::new(0.0, 0.0);
     zero.add(0, 100);
-    assert_eq!(ranges(&zero, 99.99), None);
+    assert_eq!(ranges(&zero, 99.99, least_error(&zero)), None);
     // A constant other than 0 is no point: 0 and the constant are both in its range.
     let mut five = Histogram::new(5.0, 5.0);
     five.add(BINS - 1, 100);
-    let r = ranges(&five, 99.99).unwrap();
+    let r = ranges(&five, 99.99, least_error(&five)).unwrap();
     for method in Method::ALL {
         let r = r.by(method);
         assert!((quantize(5.0, (r.scale, r.zero_point)) - 5.0).abs() < 0.02, "{method}: {r:?}");
@@ -98,7 +98,7 @@ fn the_least_squares_range_is_the_least_of_all() {
         ("negative", &|u: f64| -(-(1.0 - u).ln()).sqrt()),
     ] {
         let (h, values) = of(60_000, draw);
-        let found = ranges(&h, 99.99).unwrap();
+        let found = ranges(&h, 99.99, least_error(&h)).unwrap();
         let chosen = mse(&values, (found.mse.scale, found.mse.zero_point));
         // Every range on a grid of both ends, measured on the values themselves.
         let mut least = f64::INFINITY;
@@ -120,27 +120,56 @@ fn the_least_squares_range_is_the_least_of_all() {
 #[test]
 fn a_percentile_leaves_out_just_the_tails() {
     let (h, values) = of(100_000, |u| (u - 0.3) * 10.0);
-    let r = ranges(&h, 99.0).unwrap().percentile;
+    let r = ranges(&h, 99.0, least_error(&h)).unwrap().percentile;
     let (least, most) = (
         -f64::from(r.zero_point) * f64::from(r.scale),
         f64::from(255 - r.zero_point) * f64::from(r.scale),
     );
     let outside = values.iter().filter(|&&v| v < least || v > most).count();
     assert!((700..=1300).contains(&outside), "{outside} of 100000 outside {least}..{most}");
-    let all = ranges(&h, 100.0).unwrap();
+    let all = ranges(&h, 100.0, least_error(&h)).unwrap();
     assert_eq!(all.percentile, all.minmax);
     // One value in a million is not 0: its percentile is no range, its extent is.
     let (rare, _) = of(1_000_000, |u| if u > 0.999_999 { 3.0 } else { 0.0 });
-    assert!(ranges(&rare, 99.99).unwrap().percentile.scale > 0.0);
+    assert!(ranges(&rare, 99.99, least_error(&rare)).unwrap().percentile.scale > 0.0);
 }
 
 #[test]
 fn entropy_cuts_lone_outliers_and_keeps_a_full_range() {
     let (h, _) = of(200_000, |u| if u > 0.99999 { 60.0 } else { silu(u) });
-    let r = ranges(&h, 99.99).unwrap().entropy;
+    let r = ranges(&h, 99.99, least_error(&h)).unwrap().entropy;
     let extent = f64::from(r.scale) * 255.0;
     assert!((7.0..30.0).contains(&extent), "{extent}: all but two values are below 14");
     let (even, _) = of(200_000, |u| u);
-    let r = ranges(&even, 99.99).unwrap().entropy;
+    let r = ranges(&even, 99.99, least_error(&even)).unwrap().entropy;
     assert!(f64::from(r.scale) * 255.0 > 0.95, "{r:?}");
+}
+
+/// What is skipped by the bound is skipped rightly.
+#[test]
+fn clipping_alone_is_never_more_than_the_error() {
+    let mut state = 9u64;
+    let mut next = move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f64 / (1u64 << 31) as f64
+    };
+    for (lo, hi) in [(-0.3f32, 9.0f32), (-5.0, 4.0), (0.0, 1e-3), (-2e6, 0.0)] {
+        let mut h = Histogram::new(lo, hi);
+        for _ in 0..3000 {
+            let at = next() * next() * next();
+            h.add((at * BINS as f64) as usize, 1 + (next() * 50.0) as u64);
+        }
+        let tails = Tails::new(&h);
+        let mut clipped = 0;
+        for _ in 0..200 {
+            let Some((s, z)) = cover(f64::from(lo) * next(), f64::from(hi) * next()) else {
+                continue;
+            };
+            let (bound, error) = (tails.clipping(s, z), h.error(s, z));
+            assert!(bound <= error * 1.0001, "{bound} {error}");
+            clipped += usize::from(bound > error * 0.5);
+        }
+        assert!(clipped > 20, "the bound is of use: {clipped}");
+    }
 }

@@ -98,7 +98,13 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "glob")]
     pub(crate) keep_f16: Vec<String>,
 
-    /// for mixed: keep layers in f16 whose estimated signal-to-noise ratio is less (default 32)
+    /// for mixed: how much of each network's work may stay in f16, in percent (default 15); what stays are
+    /// the layers that add most noise to the result for their work
+    #[argh(option, arg_name = "percent")]
+    pub(crate) keep_share: Option<f64>,
+
+    /// for mixed, in place of --keep-share: keep layers in f16 whose own estimated signal-to-noise ratio
+    /// is less
     #[argh(option, arg_name = "dB")]
     pub(crate) min_sqnr: Option<f64>,
 

@@ -370,6 +370,19 @@ mod tests {
         jpeg
     }
 
+    /// Calibration tables are the same everywhere only if pictures are: what is expected was decoded on x86-64.
+    #[test]
+    fn a_photograph_is_the_same_pixels_everywhere() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/coffee.jpg");
+        let p = read(&path).unwrap();
+        let Samples::Eight(rgb) = p.rgb else { panic!("JPEG has 8 bits") };
+        // FNV-1a, 64 bits.
+        let hash = rgb.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
+        assert_eq!(hash, 0x3e28_7b06_7313_3f86, "{hash:x}");
+    }
+
     #[test]
     fn a_photograph_on_its_side_is_turned_upright() {
         // 16 × 8, and EXIF says "rotate 90° clockwise to view".

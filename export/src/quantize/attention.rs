@@ -3,23 +3,67 @@
 use super::Glob;
 use latile_runtime::format::Role;
 use latile_runtime::graph::{Graph, Op, ValueKind};
+use serde::Serialize;
 
 /// Channels of a head from which products of bytes are worth it. Below, and so in U-Nets whose heads have 32
 /// channels, turning queries, keys and weights into bytes takes as long as the products save at the few
 /// tokens that such attentions see; the one head of an autoencoder's has hundreds of channels.
 const MIN_HEAD: u32 = 64;
 
+/// An attention's two products, queries with keys and weights with values, in an int8 or mixed model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AttentionSummary {
+    /// `unet`, `decoder`, `encoder`.
+    pub component: String,
+    /// The attention's name.
+    pub attention: String,
+    /// Its heads.
+    pub heads: u32,
+    /// Channels of each.
+    pub head_channels: u32,
+    /// Whether its products are of bytes.
+    pub int8: bool,
+    /// Why they are not.
+    pub why: Option<String>,
+    /// The layer that reads its result.
+    pub reader: Option<String>,
+}
+
 /// Makes the attentions of a component int8 that have at least [`MIN_HEAD`] channels a head and that the user
-/// does not keep. They need no calibration: their ranges are found as they are computed.
-pub(super) fn mark(graph: &mut Graph, role: Role, keep: &[Glob]) {
+/// does not keep, and lists them all. They need no calibration: their ranges are found as they are computed.
+pub(super) fn mark(graph: &mut Graph, role: Role, keep: &[Glob]) -> Vec<AttentionSummary> {
+    let mut all = Vec::new();
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let ValueKind::Map(channels) = graph.kind(node.output) else { continue };
-        let kept = keep.iter().any(|g| g.is_of(role.name(), &node.name));
+        let kept = keep.iter().find(|g| g.is_of(role.name(), &node.name));
+        let reader = graph.nodes.iter().find(|n| n.inputs.contains(&node.output));
+        let reader = reader.map(|n| n.name.clone());
+        let attention = node.name.clone();
         if let Op::Attention { heads, int8, .. } = &mut graph.nodes[i].op {
-            *int8 = !kept && channels / *heads >= MIN_HEAD;
+            let head_channels = channels / *heads;
+            let why = match kept {
+                Some(glob) => Some(format!("--keep-f16 {} asks for it", glob.text())),
+                None if head_channels < MIN_HEAD => {
+                    Some(format!("heads of less than {MIN_HEAD} channels take as long in bytes"))
+                }
+                None => None,
+            };
+            *int8 = why.is_none();
+            let component = role.name().to_owned();
+            let (heads, int8) = (*heads, *int8);
+            all.push(AttentionSummary {
+                component,
+                attention,
+                heads,
+                head_channels,
+                int8,
+                why,
+                reader,
+            });
         }
     }
+    all
 }
 
 #[cfg(test)]
@@ -41,9 +85,12 @@ mod tests {
                 output: ValueId(1),
             }],
         };
-        mark(&mut graph, Role::Decoder, &[Glob::new("conv_in"), Glob::new(keep)]);
+        let all = mark(&mut graph, Role::Decoder, &[Glob::new("conv_in"), Glob::new(keep)]);
         graph.validate().unwrap();
-        matches!(graph.nodes[0].op, Op::Attention { int8: true, .. })
+        let int8 = matches!(graph.nodes[0].op, Op::Attention { int8: true, .. });
+        assert_eq!((all[0].int8, all[0].why.is_none()), (int8, int8), "{all:?}");
+        assert_eq!((all[0].heads, all[0].head_channels), (heads, 128 / heads));
+        int8
     }
 
     #[test]

@@ -32,6 +32,12 @@ impl Estimate {
         self.all.iter().copied().fold(EXACT_DB, f32::min)
     }
 
+    /// Noise over signal, the mean of all groups.
+    pub(crate) fn noise_to_signal(&self) -> f64 {
+        let ratios = self.all.iter().map(|&db| libm::exp10(-f64::from(db) / 10.0));
+        ratios.sum::<f64>() / self.all.len().max(1) as f64
+    }
+
     pub(crate) fn put(self, summary: &mut LayerSummary) {
         summary.sqnr_db = self.all;
         summary.input_sqnr_db = self.input;

@@ -1,17 +1,19 @@
 //! From a float model to an int8 one, by a calibration table.
 //!
-//! Lives here: which layers become int8 ([`eligible`]), the graph with them in it ([`rewrite`]), their weights
-//! as integers ([`weights`]), the estimate of what each layer loses ([`estimate`]), and which attentions multiply
-//! bytes ([`attention`]). Never here: how activations are observed (that is `latile-calibration`'s), or how a
-//! weight lies in the file.
+//! Lives here: which layers become int8 ([`eligible`]; of a mixed model, [`share`]), the graph with them in it
+//! ([`rewrite`]), their weights as integers ([`weights`]), the estimate of what each layer loses ([`estimate`]), and
+//! which attentions multiply bytes ([`attention`]). Never here: how activations are observed (that is
+//! `latile-calibration`'s), or how a weight lies in the file.
 
 mod attention;
 mod eligible;
 mod estimate;
 mod glob;
 mod rewrite;
+mod share;
 mod weights;
 
+pub use attention::AttentionSummary;
 pub use glob::Glob;
 pub(crate) use rewrite::{Item, Planned};
 
@@ -20,14 +22,28 @@ use crate::model::Component;
 use crate::source::WeightSource;
 use crate::tensors::Recipe;
 use eligible::Matrix;
-use latile_calibration::{LayerTable, Method, Range, Table};
+use latile_calibration::{ComponentTable, LayerTable, Method, Range, Table};
 use latile_runtime::graph::WeightSpec;
 use serde::Serialize;
 use weights::Input;
 pub(crate) use weights::Quantized;
 
-/// Layers whose estimated signal-to-noise ratio is below stay float in a mixed model, by default, in dB.
-pub const MIN_SQNR: f64 = 32.0;
+/// The share of each network's multiply-accumulates that stays float in a mixed model by default.
+pub const KEEP_SHARE: f64 = 0.15;
+
+/// Which layers of a mixed model stay float, beside those that the user names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mixed {
+    /// Those that add most noise to the network's result for their work, as long as together they have at most
+    /// this share of the multiply-accumulates of the network's convolutions and linear layers; none that adds
+    /// less than its share of the work.
+    ///
+    /// What each adds is the table's [`loss`](LayerTable::loss) where that was measured, or else its estimated
+    /// noise-to-signal ratio.
+    Share(f64),
+    /// Those whose estimated signal-to-noise ratio is below, in dB, in any group of timesteps.
+    MinSqnr(f64),
+}
 
 /// How a model becomes an int8 one.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,8 +54,8 @@ pub struct Quantization {
     pub method: Method,
     /// Layers that stay float.
     pub keep_f16: Vec<Glob>,
-    /// Layers whose estimated signal-to-noise ratio is below, in dB, in any group of timesteps, stay float.
-    pub min_sqnr: Option<f64>,
+    /// Which layers stay float in a mixed model; none in an int8 one.
+    pub mixed: Option<Mixed>,
 }
 
 /// A convolution, or a linear layer over a map, in the exported model.
@@ -172,7 +188,7 @@ pub(crate) fn plan(
         });
     }
     let refused = eligible::refused(graph);
-    let mut chosen = Vec::new();
+    let (mut chosen, mut scores) = (Vec::new(), Vec::new());
     let mut reasons = vec![None; graph.nodes.len()];
     let mut values = Vec::new();
     let mut summaries = summaries(&component, |_| None);
@@ -197,30 +213,53 @@ pub(crate) fn plan(
                 matrix,
                 (&graph.weights[weight], &component.recipes[weight]),
             );
-            match how.min_sqnr {
-                None => {
-                    chosen.push(layer);
-                    None
-                }
-                Some(least) => {
-                    let quantized = layer.quantize(sources, &mut values)?;
-                    progress(4 * values.len() as u64)?;
-                    let found = estimate::estimate(&layer, &quantized.power);
+            let measured = table.layer(&node.name).and_then(|l| l.loss);
+            let mut score = f64::from(measured.unwrap_or(0.0));
+            let mut why = None;
+            if examines(how, table) {
+                let quantized = layer.quantize(sources, &mut values)?;
+                progress(4 * values.len() as u64)?;
+                let found = estimate::estimate(&layer, &quantized.power);
+                score = found.noise_to_signal();
+                if let Some(Mixed::MinSqnr(least)) = how.mixed
+                    && f64::from(found.worst()) < least
+                {
                     let worst = found.worst();
-                    if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
-                        found.put(s);
-                    }
-                    if f64::from(worst) < least {
-                        Some(format!("its estimated SQNR is {worst:.1} dB, less than {least} dB"))
-                    } else {
-                        chosen.push(layer);
-                        None
-                    }
+                    why =
+                        Some(format!("its estimated SQNR is {worst:.1} dB, less than {least} dB"));
+                }
+                if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
+                    found.put(s);
                 }
             }
+            if why.is_none() {
+                chosen.push(layer);
+                scores.push(score);
+            }
+            why
         } else {
             Some("its input was zero throughout a group of timesteps in calibration".to_owned())
         };
+    }
+    if let Some(Mixed::Share(share)) = how.mixed {
+        let nodes: Vec<usize> = chosen.iter().map(|l: &Layer| l.node).collect();
+        let kept = share::kept(&component, &nodes, &scores, share)?;
+        let measured = is_measured(table);
+        for k in &kept {
+            let percent = 100.0 * k.work;
+            reasons[k.node] = Some(if measured {
+                let noise = 100.0 * k.score;
+                format!(
+                    "without its int8 the result has {noise:.1} % less noise; it is {percent:.1} % of the network's work"
+                )
+            } else {
+                let db = estimate::db(1.0, k.score);
+                format!(
+                    "its estimated SQNR, {db:.1} dB, is among the least for its work, {percent:.1} % of the network's"
+                )
+            });
+        }
+        chosen.retain(|l| kept.iter().all(|k| k.node != l.node));
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
@@ -230,7 +269,7 @@ pub(crate) fn plan(
     }
     let groups = table.timestep_groups.clone();
     let mut planned = rewrite::rewrite(component, chosen, groups, summaries);
-    attention::mark(&mut planned.graph, role, &how.keep_f16);
+    planned.attentions = attention::mark(&mut planned.graph, role, &how.keep_f16);
     Ok(planned)
 }
 
@@ -254,9 +293,23 @@ fn summaries(component: &Component, why: impl Fn(&str) -> Option<String>) -> Vec
     graph.nodes.iter().filter_map(of).collect()
 }
 
+/// Whether `table` says what each layer does to the network's result.
+fn is_measured(table: &ComponentTable) -> bool {
+    table.layers.iter().any(|l| l.loss.is_some())
+}
+
+/// Whether [`plan`] must look at the weights of a network with `table` to choose its int8 layers.
+fn examines(how: &Quantization, table: &ComponentTable) -> bool {
+    match how.mixed {
+        None => false,
+        Some(Mixed::MinSqnr(_)) => true,
+        Some(Mixed::Share(_)) => !is_measured(table),
+    }
+}
+
 /// Bytes of the weights that [`plan`] examines for `component`, at most.
 pub(crate) fn examined_bytes(component: &Component, how: &Quantization) -> u64 {
-    if how.min_sqnr.is_none() {
+    if !how.table.component(component.role).is_ok_and(|table| examines(how, table)) {
         return 0;
     }
     summaries(component, |_| None).iter().map(|s| 4 * s.weights).sum()

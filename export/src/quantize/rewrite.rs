@@ -1,7 +1,7 @@
 //! A component's graph with int8 layers in it, and what each of its weights is made of.
 
 use super::weights::Quantized;
-use super::{Layer, LayerSummary, estimate};
+use super::{AttentionSummary, Layer, LayerSummary, estimate};
 use crate::model::Component;
 use crate::tensors::Recipe;
 use latile_runtime::format::{Role, TimestepProjection};
@@ -39,6 +39,8 @@ pub(crate) struct Planned {
     layers: Vec<Layer>,
     /// All layers with a matrix, where the model is quantized.
     pub(crate) summaries: Vec<LayerSummary>,
+    /// Its attentions, where the model is quantized.
+    pub(crate) attentions: Vec<AttentionSummary>,
 }
 
 impl Planned {
@@ -53,6 +55,7 @@ impl Planned {
             items: c.recipes.into_iter().map(Item::Tensor).collect(),
             layers: Vec::new(),
             summaries,
+            attentions: Vec::new(),
         }
     }
 
@@ -158,6 +161,7 @@ pub(super) fn rewrite(
         items: list.items,
         layers,
         summaries,
+        attentions: Vec::new(),
     }
 }
 

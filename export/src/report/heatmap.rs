@@ -5,11 +5,13 @@ use super::{Layer, QualityReport};
 use std::fmt::Write;
 
 /// Of a cell, in pixels.
-const WIDTH: usize = 44;
+const WIDTH: usize = 54;
 const HEIGHT: usize = 15;
 /// Room for layers' names.
 const NAMES: usize = 330;
-/// Between the estimated and the measured half.
+/// Of the estimated or the measured half at least: room for its heading.
+const HALF: usize = 66;
+/// Between the two.
 const GAP: usize = 18;
 /// Rows of headings.
 const HEAD: usize = 34;
@@ -18,7 +20,7 @@ const SCALE: (f32, f32) = (15.0, 45.0);
 
 pub(super) fn write(page: &mut String, report: &QualityReport<'_>) {
     page.push_str(
-        "<h2>Signal-to-noise ratio by layer and timesteps</h2>\n<p class=\"note\">In dB. Estimated: of the layer's own result, from the calibration table and its weights, errors of layers before it left out. Measured: of what the layer reads when the int8 network is run on the float network's inputs, the errors of all layers before it included. Rows without a colour are float.</p>\n",
+        "<h2>Signal-to-noise ratio by layer and timesteps</h2>\n<p class=\"note\">In dB. Estimated: of the layer's own result, from the calibration table and its weights, errors of layers before it left out. Measured: of what the layer reads when the int8 network is run on the float network's inputs, the errors of all layers before it included. Rows without an estimate are float. Layers over vectors (the timestep's way) are float and not listed; attention products are further down.</p>\n",
     );
     for c in report.components {
         let of = |l: &&Layer<'_>| l.summary.component == c.role;
@@ -41,7 +43,7 @@ fn columns(layers: &[&Layer<'_>], bounds: &[u32]) -> Vec<String> {
 }
 
 fn map(page: &mut String, layers: &[&Layer<'_>], groups: &[String]) {
-    let half = groups.len() * WIDTH;
+    let half = (groups.len() * WIDTH).max(HALF);
     let measured = layers.iter().any(|l| !l.measured_input_sqnr_db.is_empty());
     let width = NAMES + half + if measured { GAP + half } else { 0 };
     let height = HEAD + layers.len() * HEIGHT;

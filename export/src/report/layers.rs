@@ -1,4 +1,4 @@
-//! The worst layers, and those that stayed float.
+//! The worst layers, those that stayed float, and the attentions.
 
 use super::QualityReport;
 use super::html::{db, escape};
@@ -46,6 +46,32 @@ pub(super) fn kept(page: &mut String, report: &QualityReport<'_>) {
             escape(&l.layer),
             l.weights,
             escape(l.why.as_deref().unwrap_or_default())
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+pub(super) fn attentions(page: &mut String, report: &QualityReport<'_>) {
+    if report.attentions.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Attention</h2>\n<p class=\"note\">The products of queries with keys and of weights with values. Their ranges are found as they are computed, so nothing is estimated. Measured: in dB by group of timesteps, of the result as the next layer reads it, the errors of all layers before it included.</p>\n<table id=\"attention\">\n<tr><th>network</th><th>attention</th><th class=\"n\">heads</th><th>products</th><th class=\"n\">measured</th></tr>\n");
+    for a in &report.attentions {
+        let s = a.summary;
+        let products = match &s.why {
+            None => "int8".to_owned(),
+            Some(why) => format!("float: {why}"),
+        };
+        let measured: Vec<String> = a.measured_sqnr_db.iter().map(|v| db(*v)).collect();
+        let _ = writeln!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{} × {}</td><td>{}</td><td class=\"n\">{}</td></tr>",
+            escape(&s.component),
+            escape(&s.attention),
+            s.heads,
+            s.head_channels,
+            escape(&products),
+            if measured.is_empty() { "–".to_owned() } else { measured.join(" / ") }
         );
     }
     page.push_str("</table>\n");

@@ -11,7 +11,7 @@ mod slider;
 
 pub use slider::Pictures;
 
-use crate::{ComponentSummary, LayerSummary, Summary};
+use crate::{AttentionSummary, ComponentSummary, LayerSummary, Summary};
 use html::escape;
 use latile_calibration::compare::{Comparison, Measured};
 use latile_calibration::table::{Sampling, Skipped};
@@ -44,6 +44,8 @@ pub struct QualityReport<'a> {
     pub timestep_groups: &'a [u32],
     /// Every layer, in execution order.
     pub layers: Vec<Layer<'a>>,
+    /// Every attention, in execution order.
+    pub attentions: Vec<Attention<'a>>,
     /// The least good int8 layers, the worst first: indices into `layers`.
     pub worst: Vec<usize>,
     /// What the two models make of the same inputs, where that was measured.
@@ -61,6 +63,17 @@ pub struct Layer<'a> {
     pub measured_input_sqnr_db: &'a [Option<f32>],
 }
 
+/// An attention's products, measured: their ranges are found as they are computed, so there is no estimate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Attention<'a> {
+    /// What became of it.
+    #[serde(flatten)]
+    pub summary: &'a AttentionSummary,
+    /// Measured signal-to-noise ratio of its result, as the layer that reads it sees it, in dB by group of
+    /// timesteps, the errors of all layers before it included; empty where it was not measured.
+    pub measured_sqnr_db: &'a [Option<f32>],
+}
+
 /// Layers that are called the worst.
 const WORST: usize = 10;
 
@@ -73,16 +86,27 @@ impl<'a> QualityReport<'a> {
         table: &'a Table,
         measured: Option<&'a Comparison>,
     ) -> Self {
-        let of = |l: &LayerSummary| {
-            let same = |m: &&Measured| m.component == l.component && m.layer == l.layer;
+        let input_of = |component: &str, layer: &str| {
+            let same = |m: &&Measured| m.component == component && m.layer == layer;
             let found = measured.and_then(|c| c.layers.iter().find(same));
             found.map_or(&[][..], |m| &m.sqnr_db)
         };
         let layers: Vec<Layer<'a>> = summary
             .layers
             .iter()
-            .map(|summary| Layer { summary, measured_input_sqnr_db: of(summary) })
+            .map(|summary| Layer {
+                summary,
+                measured_input_sqnr_db: input_of(&summary.component, &summary.layer),
+            })
             .collect();
+        let attention = |summary: &'a AttentionSummary| Attention {
+            summary,
+            measured_sqnr_db: input_of(
+                &summary.component,
+                summary.reader.as_deref().unwrap_or_default(),
+            ),
+        };
+        let attentions = summary.attentions.iter().map(attention).collect();
         let mut worst: Vec<usize> = (0..layers.len()).filter(|&i| layers[i].summary.int8).collect();
         worst.sort_by(|&a, &b| layers[a].least().total_cmp(&layers[b].least()));
         worst.truncate(WORST);
@@ -103,6 +127,7 @@ impl<'a> QualityReport<'a> {
                 .find(|g| !g.is_empty())
                 .unwrap_or_default(),
             layers,
+            attentions,
             worst,
             measured,
         }
@@ -127,6 +152,7 @@ impl<'a> QualityReport<'a> {
         heatmap::write(&mut page, self);
         layers::worst(&mut page, self);
         layers::kept(&mut page, self);
+        layers::attentions(&mut page, self);
         bytes::write(&mut page, self);
         page.push_str("</body>\n</html>\n");
         page

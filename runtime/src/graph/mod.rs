@@ -12,7 +12,7 @@ mod validate;
 pub use arena_plan::{ArenaPlan, Lifetime, Overlay, plan_arena};
 pub use infer::ShapeError;
 pub use op::{Op, Pad, Quant, QuantRange};
-pub use validate::{GraphError, MAX_NODES};
+pub use validate::{GraphError, MAX_GROUPS, MAX_NODES};
 
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};

@@ -11,8 +11,8 @@ const MAX_DIM: u32 = 1 << 20;
 const MAX_KERNEL: u32 = 64;
 /// Most products in an int8 layer's sum: 65536 · 255 · 128 is just below 2³¹.
 const MAX_DEPTH: u64 = 65_536;
-/// Most groups of timesteps.
-pub(crate) const MAX_GROUPS: usize = 64;
+/// Most groups of timesteps that a layer has activation ranges for.
+pub const MAX_GROUPS: usize = 64;
 
 /// Why a graph is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

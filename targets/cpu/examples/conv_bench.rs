@@ -3,17 +3,20 @@
 //! `conv_bench [--threads N] [--f16 | --int8] [--fused] [--seconds S] [--repeat N] [FILTER]` prints
 //! one line a shape: name, GMAC, best and median GMAC/s, and GMAC per second of processor time (on
 //! a busy machine the only number that means much, and only for one thread). `--int8` has
-//! activations in f16. `--fused` adds GroupNorm, SiLU, residual and sums; `--repeat` runs each shape exactly so often (to count
-//! instructions, by the difference between two counts); FILTER is a part of a name.
+//! activations in f16. `--fused` adds GroupNorm, SiLU, residual and sums; `--repeat` runs each
+//! shape exactly so often (to count instructions, by the difference between two counts); FILTER
+//! is a part of a name.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::f16;
 use latile_cpu::isa::Level;
+use latile_cpu::kernels::Operands;
 use latile_cpu::kernels::dot::DotTile;
 use latile_cpu::kernels::matmul::Tile;
+use latile_cpu::peak::processor_time;
 use latile_cpu::pool::Pool;
 use latile_cpu::registry::{self, WeightType};
 use latile_cpu::steps::conv::{
@@ -44,28 +47,6 @@ const SHAPES: &[(&str, usize, usize, usize, usize)] = &[
     ("unet 64x64 160-480 1x1", 64, 160, 480, 1),
 ];
 
-/// Processor time of this process so far, in seconds; 0 where the system does not tell.
-fn cpu_seconds() -> f64 {
-    #[cfg(target_os = "linux")]
-    {
-        #[repr(C)]
-        struct Timespec {
-            seconds: i64,
-            nanoseconds: i64,
-        }
-        unsafe extern "C" {
-            fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
-        }
-        const PROCESS_CPUTIME: i32 = 2;
-        let mut time = Timespec { seconds: 0, nanoseconds: 0 };
-        // SAFETY: the C library's function, with the layout of 64-bit Linux.
-        if unsafe { clock_gettime(PROCESS_CPUTIME, &mut time) } == 0 {
-            return time.seconds as f64 + time.nanoseconds as f64 * 1e-9;
-        }
-    }
-    0.0
-}
-
 /// The element type of the weights; activations are in f16 but for `F32`.
 #[derive(Clone, Copy, PartialEq)]
 enum Precision {
@@ -76,68 +57,58 @@ enum Precision {
 
 /// GMAC/s of the micro-kernel on data that stays in the first-level cache, one thread, and its name.
 fn peak(level: Level, precision: Precision) -> (f64, &'static str) {
-    const UNITS: usize = 128;
-    let (name, rows, panels, group) = match precision {
+    match precision {
         Precision::Int8 => {
             let kernel = registry::dot(level);
-            (kernel.name, kernel.rows, kernel.panels, 4)
+            let tile = kernel.tiles[kernel.panels - 1][kernel.rows - 1];
+            // SAFETY: `in_cache` gives operands of that tile's extent; the level is supported.
+            let run = |o: &DotTile| unsafe { tile(o) };
+            (in_cache(kernel.rows, kernel.panels, 4, run), kernel.name)
         }
         _ => {
             let kernel = registry::matmul(level, weight_type(precision));
-            (kernel.name, kernel.rows, kernel.panels, 1)
+            let tile = kernel.tiles[kernel.panels - 1][kernel.rows - 1];
+            // SAFETY: as above; weights of either type fit where those of four bytes do.
+            let run = |o: &Tile| unsafe { tile(o) };
+            (in_cache(kernel.rows, kernel.panels, 1, run), kernel.name)
         }
-    };
-    // Zero is zero in every type.
+    }
+}
+
+/// GMAC/s of `run` on zeros, `group` products of a number of four bytes.
+fn in_cache<A, B, C>(
+    rows: usize,
+    panels: usize,
+    group: usize,
+    run: impl Fn(&Operands<A, B, C>),
+) -> f64 {
+    const UNITS: usize = 128;
+    // Zero is zero in every type, and none is larger than a u32 for each unit.
     let a = vec![0_u32; rows * UNITS];
     let b = vec![0_u32; 16 * panels * UNITS];
     let mut c = vec![0_u32; rows * 16 * panels];
     let runs = [0_isize];
-    let panel_stride = if precision == Precision::F16 { 32 * UNITS } else { 64 * UNITS };
-    let (a_stride, c_stride) = (4 * UNITS, 64 * panels);
-    let mut tile = || match precision {
-        Precision::Int8 => {
-            let tile = DotTile {
-                a: a.as_ptr().cast(),
-                a_stride,
-                runs: runs.as_ptr(),
-                n_runs: 1,
-                run_len: UNITS,
-                b: b.as_ptr().cast(),
-                panel_stride,
-                c: c.as_mut_ptr().cast(),
-                c_stride,
-                accumulate: 0,
-            };
-            // SAFETY: the vectors above are as large as the tile says.
-            unsafe { registry::dot(level).tiles[panels - 1][rows - 1](&tile) };
-        }
-        _ => {
-            let tile = Tile {
-                a: a.as_ptr().cast(),
-                a_stride,
-                runs: runs.as_ptr(),
-                n_runs: 1,
-                run_len: UNITS,
-                b: b.as_ptr().cast(),
-                panel_stride,
-                c: c.as_mut_ptr().cast(),
-                c_stride,
-                accumulate: 0,
-            };
-            let kernel = registry::matmul(level, weight_type(precision));
-            // SAFETY: as above.
-            unsafe { kernel.tiles[panels - 1][rows - 1](&tile) };
-        }
+    let operands = Operands {
+        a: a.as_ptr().cast(),
+        a_stride: 4 * UNITS,
+        runs: runs.as_ptr(),
+        n_runs: 1,
+        run_len: UNITS,
+        b: b.as_ptr().cast(),
+        panel_stride: 64 * UNITS,
+        c: c.as_mut_ptr().cast(),
+        c_stride: 64 * panels,
+        accumulate: 0,
     };
     let mut best = f64::MAX;
     for _ in 0..20 {
         let start = Instant::now();
         for _ in 0..2000 {
-            tile();
+            run(&operands);
         }
         best = best.min(start.elapsed().as_secs_f64());
     }
-    ((2000 * rows * 16 * panels * UNITS * group) as f64 / best / 1e9, name)
+    (2000 * rows * 16 * panels * UNITS * group) as f64 / best / 1e9
 }
 
 const fn weight_type(precision: Precision) -> WeightType {
@@ -212,9 +183,9 @@ fn main() {
         let mut scratch = vec![0.0; plan.scratch_len(threads)];
         let mut times = Vec::new();
         let begin = Instant::now();
-        let mut cpu = f64::MAX;
+        let mut cpu: Option<Duration> = None;
         loop {
-            let before = cpu_seconds();
+            let before = processor_time();
             let start = Instant::now();
             conv2d(
                 &plan,
@@ -242,7 +213,8 @@ fn main() {
             )
             .expect("good operands");
             times.push(start.elapsed().as_secs_f64());
-            cpu = cpu.min(cpu_seconds() - before);
+            let used = processor_time().zip(before).map(|(now, before)| now - before);
+            cpu = used.map(|used| cpu.map_or(used, |least| least.min(used)));
             let enough = times.len() > 2 && begin.elapsed().as_secs_f64() > seconds;
             if times.len() == repeat || (repeat == 0 && enough) {
                 break;
@@ -251,10 +223,10 @@ fn main() {
         times.sort_by(f64::total_cmp);
         let gmac = shape.macs() as f64 / 1e9;
         println!(
-            "{name:26} {gmac:8.3} GMAC  best {:7.1}  median {:7.1}  best by cpu time {:7.1} GMAC/s",
+            "{name:26} {gmac:8.3} GMAC  best {:7.1}  median {:7.1}  best by cpu time {} GMAC/s",
             gmac / times[0],
             gmac / times[times.len() / 2],
-            gmac / cpu
+            cpu.map_or("-".to_owned(), |cpu| format!("{:7.1}", gmac / cpu.as_secs_f64()))
         );
     }
 }

@@ -9,9 +9,9 @@ use crate::picture;
 use crate::progress::{Progress, Unit};
 use latile_calibration::{CalibrationError, Comparison, Options, PictureSet, Table};
 use latile_cpu::session::CpuBackend;
-use latile_export::quantize::MIN_SQNR;
+use latile_export::quantize::KEEP_SHARE;
 use latile_export::report::{Pictures, QualityReport};
-use latile_export::{ExportOptions, Glob, Quantization, Summary};
+use latile_export::{ExportOptions, Glob, Mixed, Quantization, Summary};
 use latile_runtime::format::{Model, Precision};
 use std::fs::File;
 use std::io::Write;
@@ -50,6 +50,7 @@ impl<'a> Request<'a> {
             ("--calibration", args.calibration.is_some()),
             ("--method", args.method.is_some()),
             ("--keep-f16", !args.keep_f16.is_empty()),
+            ("--keep-share", args.keep_share.is_some()),
             ("--min-sqnr", args.min_sqnr.is_some()),
             ("--table", args.table.is_some()),
             ("--report", args.report.is_some()),
@@ -70,8 +71,20 @@ impl<'a> Request<'a> {
                 "an int8 model needs activation ranges, which are measured and never guessed: give --calibration a folder of pictures, or a table that latile calibrate made",
             );
         };
-        if args.min_sqnr.is_some() && !mixed {
-            return usage("--min-sqnr is for --precision mixed; name layers by --keep-f16 instead");
+        for (name, given) in
+            [("--keep-share", args.keep_share.is_some()), ("--min-sqnr", args.min_sqnr.is_some())]
+        {
+            if given && !mixed {
+                return usage(&format!(
+                    "{name} is for --precision mixed; name layers by --keep-f16 instead"
+                ));
+            }
+        }
+        if args.keep_share.is_some() && args.min_sqnr.is_some() {
+            return usage("--keep-share and --min-sqnr choose in different ways; give one of them");
+        }
+        if args.keep_share.is_some_and(|share| !(0.0..=100.0).contains(&share)) {
+            return usage("--keep-share can be 0 to 100 percent");
         }
         if args.min_sqnr.is_some_and(|db| !(0.0..=100.0).contains(&db)) {
             return usage("--min-sqnr can be 0 to 100 dB");
@@ -104,21 +117,33 @@ impl<'a> Request<'a> {
         job: &Job<'_>,
     ) -> anyhow::Result<(Summary, Option<serde_json::Value>)> {
         let calibration = Options::default();
-        let (table, float) = match self.from {
+        let (mut table, float) = match self.from {
             From::Table(path) => (Table::read(path)?, None),
             From::Pictures(folder) => {
                 let (table, float) = calibrated(args, job, folder, &calibration)?;
                 (table, Some(float))
             }
         };
-        let mixed = job.options.precision == Precision::Mixed;
-        let quantization = Quantization {
-            table,
-            method: args.method.unwrap_or_default(),
-            keep_f16: args.keep_f16.iter().map(Glob::new).collect(),
-            min_sqnr: mixed.then(|| args.min_sqnr.unwrap_or(MIN_SQNR)),
-        };
-        let options = ExportOptions { quantization: Some(quantization), ..job.options.clone() };
+        let mixed = (job.options.precision == Precision::Mixed).then(|| match args.min_sqnr {
+            Some(db) => Mixed::MinSqnr(db),
+            None => Mixed::Share(args.keep_share.map_or(KEEP_SHARE, |percent| percent / 100.0)),
+        });
+        if let Some(Mixed::Share(_)) = mixed {
+            match &float {
+                Some(float) => measured(args, job, float, &mut table, &calibration)?,
+                None if table
+                    .components
+                    .iter()
+                    .all(|c| c.layers.iter().all(|l| l.loss.is_none())) =>
+                {
+                    remark(
+                        "note: the table does not say what each layer adds to the result, so layers are chosen by estimates; --calibration with a folder of pictures measures it, and --table keeps that",
+                    );
+                }
+                None => {}
+            }
+        }
+        let options = quantizing(args, job, table, mixed);
         // Invariant: it was put there above.
         let Some(Quantization { table, .. }) = &options.quantization else {
             return Ok((job.export(&args.output, &options)?, None));
@@ -156,6 +181,65 @@ impl<'a> Request<'a> {
         };
         Ok((summary, json))
     }
+}
+
+/// The job's options with those of its quantization.
+fn quantizing(args: &Args, job: &Job<'_>, table: Table, mixed: Option<Mixed>) -> ExportOptions {
+    let quantization = Quantization {
+        table,
+        method: args.method.unwrap_or_default(),
+        keep_f16: args.keep_f16.iter().map(Glob::new).collect(),
+        mixed,
+    };
+    ExportOptions { quantization: Some(quantization), ..job.options.clone() }
+}
+
+/// Finds out what each int8 layer adds to the result's noise, and puts it into `table`.
+fn measured(
+    args: &Args,
+    job: &Job<'_>,
+    float: &Float,
+    table: &mut Table,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let path = float.folder.path().join("all-int8.latile");
+    let int8 = ExportOptions {
+        precision: Precision::Int8,
+        overwrite: true,
+        ..quantizing(args, job, table.clone(), None)
+    };
+    job.export(&path, &int8)?;
+    let (model, int8) = (Model::open(&float.path)?, Model::open(&path)?);
+    let mut progress = Progress::new("measure", Unit::Macs);
+    let runs = latile_calibration::trajectory::record(
+        &model,
+        &float.backend,
+        &float.set,
+        options,
+        &mut |picture, stage, done, total| {
+            progress.at(done, total, &format!("{}, {stage}", plain(picture)));
+            job.go_on()
+        },
+    )
+    .map_err(cancelled)?;
+    drop(progress);
+    let mut progress = Progress::new("measure", Unit::Runs);
+    latile_export::sensitivity::measure(
+        &model,
+        &int8,
+        &float.backend,
+        &runs,
+        table,
+        float.folder.path(),
+        &mut |role, layer, done, total| {
+            progress.at(done, total, &format!("{role} without {}", plain(layer)));
+            job.go_on()
+        },
+    )
+    .map_err(|e| match e {
+        latile_export::ExportError::Cancelled => anyhow::Error::from(Interrupted),
+        other => other.into(),
+    })
 }
 
 /// A quality report, made but not yet written.

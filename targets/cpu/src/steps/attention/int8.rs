@@ -148,12 +148,16 @@ impl Layout {
         let key_blocks = keys.div_ceil(KEY_BLOCK);
         let queries = plan.units * kernel.rows;
         let states = plan.units * LANES;
-        let mut end = 0;
-        let mut part = |elements: usize| {
-            let start = end;
-            end += elements.next_multiple_of(LANES);
-            start
+        // Offsets of parts laid end to end.
+        let parts = || {
+            let mut end = 0;
+            move |elements: usize| {
+                let start = end;
+                end += elements.next_multiple_of(LANES);
+                start
+            }
         };
+        let mut part = parts();
         let k = part(heads * key_panels * groups * LANES);
         let k_scale = part(heads * key_panels * LANES);
         let k_add = part(heads * key_panels * LANES);
@@ -162,12 +166,7 @@ impl Layout {
         let v_add = part(heads * key_blocks * padded);
         let mean = part(heads * padded);
         let workers = part(0);
-        let mut end = 0;
-        let mut part = |elements: usize| {
-            let start = end;
-            end += elements.next_multiple_of(LANES);
-            start
-        };
+        let mut part = parts();
         Layout {
             groups,
             padded,
