@@ -14,6 +14,7 @@
 //! both stand at once, and weights that are part of the program are never given back.
 
 use super::plan::{PipelineError, Plan, Stage};
+use super::resume::{self, Resume};
 use super::tiles::{Grid, Tiling};
 use crate::backend::{Backend, Offer, PrepareError, Residency, Room};
 use crate::format::Role;
@@ -48,7 +49,7 @@ pub fn advised(bytes: usize) -> String {
 pub struct Caller {
     /// The picture that comes in, and what else stands from beginning to end.
     pub input: usize,
-    /// What rows of the result are collected in, from the first row on.
+    /// What takes rows of the result, from the first row on: an encoder's buffers, or all rows collected.
     pub result: usize,
     /// What comes on top when the run is over and its sessions are gone, such as an encoder's buffers.
     pub finish: usize,
@@ -352,6 +353,14 @@ impl Stage {
 }
 
 impl Plan<'_> {
+    /// The same run with the tiles of the one that `resume` keeps, if it keeps one, whatever
+    /// [`Plan::within`] would choose otherwise: with others it would be another run. Where those do not fit,
+    /// or the options rule them out, the choice is free, and [`Plan::resume`] says what differs.
+    #[must_use]
+    pub fn going_on(self, resume: &Resume) -> Self {
+        Self { before: resume.tiling(), ..self }
+    }
+
     /// The same run within `budget`: tiles, ways of running and residency of weights such that the process
     /// has at most that much, and the run is the fastest that has; see [`Strategies::choose`].
     ///
@@ -361,7 +370,16 @@ impl Plan<'_> {
     /// [`PipelineError::Budget`] where no way fits, [`PipelineError::Prepare`] where the backend cannot run the
     /// model at this size.
     pub fn within(mut self, backend: &dyn Backend, budget: &Budget) -> Result<Self, PipelineError> {
+        let before = match &self.before {
+            None => None,
+            Some(tiling) => {
+                let mut found = self.strategies(backend, budget)?;
+                found.all.retain(|s| resume::tiling(&s.grid) == *tiling);
+                found.choose(budget.limit.unwrap_or(usize::MAX)).cloned()
+            }
+        };
         let chosen = match budget.limit {
+            _ if before.is_some() => before,
             None => {
                 let found = self.price(backend, budget, vec![self.grid.clone()])?;
                 found.choose(usize::MAX).cloned()
