@@ -247,7 +247,7 @@ fn a_run_that_goes_on_keeps_its_tiles() {
         plan.resume(&fake, picture, resume, progress, sink).map(|_| out)
     };
     let folder = tempfile::tempdir().unwrap();
-    let kept = |name: &str| Resume::new(folder.path().join(name)).every(Duration::ZERO);
+    let kept = |name: &str| Resume::new(folder.path().join(name)).every(Duration::from_secs(600));
     let new = || Plan::new(&model, 160, 150, &options).unwrap();
     let budget = |limit| Budget { limit, mode: Mode::Resumed, ..Budget::default() };
 
