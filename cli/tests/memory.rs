@@ -140,6 +140,57 @@ fn a_plan_is_kept() {
     }
 }
 
+/// A result is written as its rows come: what takes them is as large for any height, and so is the peak but
+/// for what the picture itself takes and its latent.
+#[test]
+fn a_taller_result_takes_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |height: u64| {
+        let size = format!("300x{height}");
+        let args = ["plan", "--size", &size, "--tile", "40", "--threads", "2", "--json"];
+        run_in(dir.path(), &args).json()["chosen"].clone()
+    };
+    let (low, high) = (plan(600), plan(30_000));
+    let more = 300 * (30_000 - 600);
+    let picture = |way: &Value| way["stages"][1]["bytes"]["picture"].as_u64().unwrap();
+    assert_eq!(picture(&high) - picture(&low), 3 * more);
+    assert_eq!(high["finish_bytes"]["picture"], high["stages"][1]["bytes"]["picture"]);
+    // The picture, eight channels of latent, and where rows come from; the result would be 48 bytes more.
+    let grown = number(&high, "peak_bytes") - number(&low, "peak_bytes");
+    assert!(grown <= 36 * more, "{grown} for {more} pixels");
+
+    sr_model(dir.path());
+    let run = |output: &str, height: u32| {
+        let name = format!("{height}.png");
+        common::picture(dir.path(), &name, 128, height);
+        let tile = ["--tile", "64", "--tiling", "blend", "--steps", "1", "--threads", "2"];
+        let mut args = vec!["upscale", &name, output, "--model", "sr.latile", "--json"];
+        args.extend(tile);
+        run_in(dir.path(), &args).json()
+    };
+    for output in ["out.png", "out.jpg"] {
+        let mut peaks = Vec::new();
+        for height in [128, 1536] {
+            let report = run(output, height);
+            let planned = number(&report, "planned_bytes");
+            #[cfg(target_os = "linux")]
+            {
+                let peak = number(&report, "peak_rss_bytes");
+                assert!(peak <= planned + 4 * MIB, "{output} {height}: {peak} of {planned}");
+            }
+            peaks.push((planned, report["peak_rss_bytes"].as_u64().unwrap_or(planned)));
+            let made = image::image_dimensions(dir.path().join(output)).unwrap();
+            assert_eq!(u64::from(made.1), report["output_size"][0].as_u64().unwrap());
+            std::fs::remove_file(dir.path().join(output)).unwrap();
+        }
+        let factor_squared = 16;
+        let result = 128 * (1536 - 128) * 3 * factor_squared;
+        let [low, high] = peaks[..] else { panic!("two heights") };
+        assert!(high.0 - low.0 < result / 2, "{output}: {peaks:?}, {result}");
+        assert!(high.1.saturating_sub(low.1) < result / 2, "{output}: {peaks:?}, {result}");
+    }
+}
+
 #[test]
 fn neighbours_are_what_their_budgets_buy() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use crate::exit::UsageError;
 use crate::interrupt::Interrupt;
 use crate::memory;
 use crate::output;
-use crate::picture::{self, Encoding, Kind};
+use crate::picture::{self, Encoding, Form, Kind};
 use argh::FromArgs;
 use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, Residency};
@@ -222,12 +222,13 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let plan = Plan::new(&model, width as usize, height as usize, &options)?;
     let output_size = super::upscale::result_size(&plan, Path::new(&format!("{width}x{height}")))?;
     let backend = super::cpu(args.threads)?;
-    let pixels = |[w, h]: [u32; 2]| w as usize * h as usize;
     let kind = Kind { deep: false, opacity: false };
+    let [rows, columns] = output_size;
+    let form = Form { width: columns, height: rows, deep: false, opacity: false, icc: None };
     let budget = Budget {
         limit: args.memory,
         base: memory::base_bytes(0),
-        caller: picture::caller(kind, pixels(args.size), pixels(output_size), Encoding::Png),
+        caller: picture::caller(kind, (width, height), &form, Encoding::Png),
         ..Budget::default()
     };
     let all = plan.strategies(&backend, &budget)?;

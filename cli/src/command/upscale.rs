@@ -9,7 +9,9 @@ use crate::exit::{Interrupted, Stopped, UsageError};
 use crate::interrupt::Interrupt;
 use crate::memory::{self, peak_rss_bytes};
 use crate::output;
-use crate::picture::{self, Encoding, Picture, PictureError, Samples};
+use crate::picture::{
+    self, Encoding, Enlarger, Form, Picture, PictureError, Samples, Sink, Target,
+};
 use crate::progress::{Progress, Unit};
 use crate::tensors;
 use anyhow::anyhow;
@@ -20,6 +22,7 @@ use latile_runtime::pipeline::{
     self, Budget, GivenNoise, NoiseTensor, NormScope, Options, PipelineError, Pixels, Plan, Resume,
     Stage, Strategy, Tiling,
 };
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -172,7 +175,7 @@ struct Report<'a> {
     overlap: [usize; 2],
     /// First row of each row of tiles, and first column of each column, in pixels of the input.
     tile_starts: [&'a [usize]; 2],
-    /// Of the run: from the picture in memory to the result in memory.
+    /// Of the run: from the picture in memory to the encoding of its result's last row.
     seconds: f64,
     gmac: f64,
     /// Of these, what an earlier run that was resumed had done.
@@ -217,11 +220,27 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     encoding.can_hold(width, height, input.opacity.is_some())?;
     let backend = super::cpu(args.threads)?;
     interrupt.check()?;
-    let plan = plan.within(&backend, &budget(&input, &options, [width, height], encoding, args))?;
-    let opacity = input.opacity.take();
-
     let deep = matches!(input.rgb, Samples::Sixteen(_)) && encoding == Encoding::Png;
-    let mut result = Rows::new(width, height, deep)?;
+    let opacity = input.opacity.is_some();
+    let form = Form { width, height, deep, opacity, icc: input.icc.take() };
+    let plan = match &resume {
+        None => plan,
+        Some(resume) => plan.going_on(resume),
+    };
+    let plan = plan.within(&backend, &budget(&input, &options, &form, encoding, args))?;
+    let opacity = input.opacity.take().map(|a| {
+        Enlarger::new(a, (input.width, input.height), (width, height))
+            .ok_or_else(|| anyhow!("the opacity channel has another size than the picture"))
+    });
+    let target = Target {
+        path: args.output.clone(),
+        overwrite: args.overwrite,
+        // A resume file is for one run at a time.
+        alone: resume.is_some(),
+    };
+    let mut result = Sink::new(target, encoding, form, opacity.transpose()?)?;
+    // A row that cannot be written ends the run, before its next tile.
+    let failure = RefCell::new(None);
     let mut progress = Progress::new("upscale", Unit::Macs);
     let start = Instant::now();
     let report = {
@@ -240,14 +259,23 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         let picture = pipeline::Picture { width: size.0, height: size.1, pixels };
         let on_progress = &mut |p: &pipeline::Progress| {
             progress.at(p.done, p.total, &next(p));
-            if interrupt.raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let end = interrupt.raised() || failure.borrow().is_some();
+            if end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let sink = &mut |y, row: &[f32]| result.put(y, row);
-        match &resume {
+        let sink = &mut |_, row: &[f32]| {
+            let mut failure = failure.borrow_mut();
+            if failure.is_none() {
+                *failure = result.put(row).err();
+            }
+        };
+        let ran = match &resume {
             None => plan.run(&backend, picture, on_progress, sink),
             Some(resume) => plan.resume(&backend, picture, resume, on_progress, sink),
+        };
+        if let Some(e) = failure.take() {
+            return Err(e);
         }
-        .map_err(|e| match (e, &resume) {
+        ran.map_err(|e| match (e, &resume) {
             (PipelineError::Cancelled, None) => anyhow::Error::from(Interrupted),
             (PipelineError::Cancelled, Some(resume)) => Stopped(format!(
                 "no output was written; run the same command again to go on from {}",
@@ -260,22 +288,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     drop(progress);
 
-    let result = Picture {
-        width,
-        height,
-        rgb: result.samples,
-        opacity: opacity
-            .map(|a| {
-                picture::enlarge(a, (input.width, input.height), (width, height))
-                    .ok_or_else(|| anyhow!("the opacity channel has another size than the picture"))
-            })
-            .transpose()?,
-        icc: input.icc.take(),
-    };
-    output::write(&args.output, args.overwrite, |file| {
-        picture::write(&result, encoding, file, &args.output)?;
-        Ok(interrupt.check()?)
-    })?;
+    result.finish(|| Ok(interrupt.check()?))?;
     if let Some(resume) = &resume {
         resume.remove()?;
     }
@@ -334,17 +347,12 @@ pub(crate) fn result_size(plan: &Plan<'_>, input: &Path) -> Result<[u32; 2], Pic
 fn budget(
     input: &Picture,
     options: &Options,
-    [width, height]: [u32; 2],
+    form: &Form,
     encoding: Encoding,
     args: &Args,
 ) -> Budget {
-    let pixels = |w: u32, h: u32| w as usize * h as usize;
-    let mut caller = picture::caller(
-        input.kind(),
-        pixels(input.width, input.height),
-        pixels(width, height),
-        encoding,
-    );
+    let size = (input.width, input.height);
+    let mut caller = picture::caller(input.kind(), size, form, encoding);
     let tensors = options.noise.iter().flat_map(|n| [Some(&n.initial), n.eta.as_ref()]).flatten();
     let noise: usize = tensors.map(|t| size_of_val(&t.data[..])).sum();
     caller.input += noise;
@@ -441,41 +449,6 @@ fn next(p: &pipeline::Progress) -> String {
     text
 }
 
-/// The result as its rows arrive.
-struct Rows {
-    samples: Samples,
-}
-
-impl Rows {
-    fn new(width: u32, height: u32, deep: bool) -> Result<Self, PipelineError> {
-        // Invariant: `result_size` has bounded the product.
-        let len = width as usize * height as usize * 3;
-        let refused =
-            |size: usize| PipelineError::OutOfMemory { bytes: len * size, what: "the result" };
-        let samples = if deep {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(|_| refused(2))?;
-            Samples::Sixteen(v)
-        } else {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(|_| refused(1))?;
-            Samples::Eight(v)
-        };
-        Ok(Self { samples })
-    }
-
-    /// Takes row `y`, −1 to 1; rows come from the top.
-    fn put(&mut self, y: usize, row: &[f32]) {
-        debug_assert_eq!(self.samples.len(), y * row.len());
-        let scaled =
-            |v: f32, most: f32| ((v.clamp(-1.0, 1.0) / 2.0 + 0.5) * most).round_ties_even();
-        match &mut self.samples {
-            Samples::Eight(out) => out.extend(row.iter().map(|&v| scaled(v, 255.0) as u8)),
-            Samples::Sixteen(out) => out.extend(row.iter().map(|&v| scaled(v, 65535.0) as u16)),
-        }
-    }
-}
-
 fn describe(r: &Report<'_>) -> String {
     let [h, w] = r.output_size;
     let tiles = if r.tiles > 1 { format!(", {} tiles", r.tiles) } else { String::new() };
@@ -489,20 +462,4 @@ fn describe(r: &Report<'_>) -> String {
         r.isa,
         r.threads
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_become_samples() {
-        let mut rows = Rows::new(1, 2, false).unwrap();
-        rows.put(0, &[-1.0, 0.0, 1.0]);
-        rows.put(1, &[-2.0, 2.0, 0.5]);
-        assert_eq!(rows.samples, Samples::Eight(vec![0, 128, 255, 0, 255, 191]));
-        let mut rows = Rows::new(1, 1, true).unwrap();
-        rows.put(0, &[-1.0, 1.0, 1.0 / 65535.0]);
-        assert_eq!(rows.samples, Samples::Sixteen(vec![0, 65535, 32768]));
-    }
 }

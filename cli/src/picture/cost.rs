@@ -2,7 +2,8 @@
 //!
 //! Bounds: what an encoder holds depends on the pixels, so it is counted as for pixels that do not compress.
 
-use super::{Encoding, Picture, Samples};
+use super::opacity::Enlarger;
+use super::{Encoding, Form, Picture, Samples};
 use latile_runtime::pipeline::Caller;
 
 /// What a picture is, as far as memory goes.
@@ -38,36 +39,23 @@ impl Samples {
     }
 }
 
-/// Buffers for a picture of `kind` with `input` pixels whose result has `output`, written as `encoding`.
+/// Buffers for a picture of `kind`, of `from` (width, height), whose result has `form` and is written as
+/// `encoding`.
 ///
-/// Holds for what `upscale` does: the picture stands throughout, 16-bit samples as floats beside it; the
-/// result is collected as samples; then opacity is enlarged, and the file made.
-pub(crate) fn caller(kind: Kind, input: usize, output: usize, encoding: Encoding) -> Caller {
+/// Holds for what `upscale` does: the picture stands throughout, 16-bit samples as floats beside it; rows
+/// of the result, and of its opacity, go to the encoder as they are made.
+pub(crate) fn caller(kind: Kind, from: (u32, u32), form: &Form, encoding: Encoding) -> Caller {
     let depth = if kind.deep { 2 } else { 1 };
-    // Only PNG keeps 16 bits.
-    let out_depth = if encoding == Encoding::Png { depth } else { 1 };
     let as_floats = if kind.deep { 3 * size_of::<f32>() } else { 0 };
-    let per_input = 3 * depth + as_floats + if kind.opacity { depth } else { 0 };
-    // The opacity channel enlarged, after an intermediate of as many rows as the result, four floats a pixel.
-    let (opacity, resizing) = match kind.opacity {
-        true => (depth, 16 * (output as f64 * input as f64).sqrt() as usize),
-        false => (0, 0),
+    let each = 3 * depth + as_floats + if kind.opacity { depth } else { 0 };
+    let [rows, finish] = encoding.bytes(form);
+    let opacity = match kind.opacity {
+        true => Enlarger::bytes(from, (form.width, form.height)),
+        false => 0,
     };
-    let channels = if kind.opacity { 4 } else { 3 };
-    let encoder = match encoding {
-        // The compressed picture stands whole, and 16-bit samples twice more, as bytes in two orders.
-        Encoding::Png => channels * out_depth * if kind.deep { 3 } else { 1 },
-        // A few rows.
-        Encoding::Jpeg { .. } => 0,
-        // The compressed picture stands whole, and the samples as the encoder transforms them.
-        Encoding::WebP => 4 + channels,
-    };
-    let joined = if kind.opacity { channels * out_depth } else { 0 };
-    let pixels = |n: usize, each: usize| n.saturating_mul(each);
     Caller {
-        input: pixels(input, per_input),
-        result: pixels(output, 3 * out_depth),
-        finish: pixels(output, opacity)
-            .saturating_add(resizing.max(pixels(output, encoder + joined))),
+        input: (from.0 as usize).saturating_mul(from.1 as usize).saturating_mul(each),
+        result: rows.saturating_add(opacity),
+        finish,
     }
 }

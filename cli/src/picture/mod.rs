@@ -1,20 +1,23 @@
 //! Pictures as files and as numbers.
 //!
-//! Lives here: reading PNG, JPEG and WebP with limits ([`decode`]), writing them ([`encode`]), resizing an
-//! opacity channel ([`opacity`]), what all that takes in memory ([`cost`]) and measuring one picture against another ([`measure`]). Never here:
-//! networks, tiles, the command line.
+//! Lives here: reading PNG, JPEG and WebP with limits ([`decode`]), writing them row by row ([`sink`],
+//! [`encode`], [`bands`]), resizing an opacity channel ([`opacity`]), what all that takes in memory ([`cost`])
+//! and measuring one picture against another ([`measure`]). Never here: networks, tiles, the command line.
 
+mod bands;
 mod cost;
 mod decode;
 mod encode;
 mod measure;
 mod opacity;
+mod sink;
 
 pub(crate) use cost::{Kind, caller};
 pub(crate) use decode::{MAX_PIXELS, read, read_within};
-pub(crate) use encode::{Encoding, png, write};
+pub(crate) use encode::{Encoding, Form, png};
 pub(crate) use measure::{Measures, measure};
-pub(crate) use opacity::enlarge;
+pub(crate) use opacity::Enlarger;
+pub(crate) use sink::{Sink, Target};
 
 use latile_runtime::pipeline::budget::mib;
 use std::path::PathBuf;

@@ -14,9 +14,11 @@
 //! both stand at once, and weights that are part of the program are never given back.
 
 use super::plan::{PipelineError, Plan, Stage};
+use super::resume::{self, Resume};
 use super::tiles::{Grid, Tiling};
 use crate::backend::{Backend, Offer, PrepareError, Residency, Room};
 use crate::format::Role;
+use std::cmp::Reverse;
 use std::fmt;
 
 /// What reading a byte of weights again counts, in multiply-accumulates: pages that were dropped come back
@@ -48,7 +50,7 @@ pub fn advised(bytes: usize) -> String {
 pub struct Caller {
     /// The picture that comes in, and what else stands from beginning to end.
     pub input: usize,
-    /// What rows of the result are collected in, from the first row on.
+    /// What takes rows of the result, from the first row on: an encoder's buffers, or all rows collected.
     pub result: usize,
     /// What comes on top when the run is over and its sessions are gone, such as an encoder's buffers.
     pub finish: usize,
@@ -135,7 +137,7 @@ impl Choice {
         let least = all.iter().map(Self::bytes).min().unwrap_or(usize::MAX);
         all.into_iter()
             .filter(|c| c.bytes() <= bytes)
-            .min_by_key(|c| (c.rank(runs, rereads), c.bytes()))
+            .min_by_key(|c| (c.rank(runs, rereads), Reverse(c.offer.arena_bytes)))
             .ok_or(least)
     }
 
@@ -163,7 +165,8 @@ impl Choice {
         }
     }
 
-    /// What to compare by: work, and of equals weights that are kept before weights that are dropped.
+    /// What to compare by: work, and of equals weights that are kept before weights that are dropped. (Of
+    /// equals in that too the larger arena: what is stored whole runs a little faster than what is streamed.)
     fn rank(&self, runs: u64, rereads: u64) -> (u64, bool) {
         (self.work(runs, rereads), self.weights == Residency::Drop)
     }
@@ -292,15 +295,15 @@ impl Strategies {
 
     /// The one to take where the process may have `limit` bytes; none where no strategy fits.
     ///
-    /// The one with the least work; of those one that keeps its weights, and then the smallest. Where the caller left the tiling open, exact
-    /// runs come first, unless blending is less than two thirds of the work.
+    /// The one with the least work; of those one that keeps its weights, and then the largest, which stores
+    /// most maps whole and so runs a little faster. Where the caller left the tiling open, exact runs come first, unless blending is less than two thirds of the work.
     #[must_use]
     pub fn choose(&self, limit: usize) -> Option<&Strategy> {
         let best = |exact: Option<bool>| {
             self.all
                 .iter()
                 .filter(|s| s.peak() <= limit && exact.is_none_or(|e| e == s.is_exact()))
-                .min_by_key(|s| (s.work(), s.drops(), s.peak()))
+                .min_by_key(|s| (s.work(), s.drops(), Reverse(s.peak())))
         };
         if self.tiling != Tiling::Auto {
             return best(None);
@@ -352,6 +355,14 @@ impl Stage {
 }
 
 impl Plan<'_> {
+    /// The same run with the tiles of the one that `resume` keeps, if it keeps one, whatever
+    /// [`Plan::within`] would choose otherwise: with others it would be another run. Where those do not fit,
+    /// or the options rule them out, the choice is free, and [`Plan::resume`] says what differs.
+    #[must_use]
+    pub fn going_on(self, resume: &Resume) -> Self {
+        Self { before: resume.tiling(), ..self }
+    }
+
     /// The same run within `budget`: tiles, ways of running and residency of weights such that the process
     /// has at most that much, and the run is the fastest that has; see [`Strategies::choose`].
     ///
@@ -361,7 +372,16 @@ impl Plan<'_> {
     /// [`PipelineError::Budget`] where no way fits, [`PipelineError::Prepare`] where the backend cannot run the
     /// model at this size.
     pub fn within(mut self, backend: &dyn Backend, budget: &Budget) -> Result<Self, PipelineError> {
+        let before = match &self.before {
+            None => None,
+            Some(tiling) => {
+                let mut found = self.strategies(backend, budget)?;
+                found.all.retain(|s| resume::tiling(&s.grid) == *tiling);
+                found.choose(budget.limit.unwrap_or(usize::MAX)).cloned()
+            }
+        };
         let chosen = match budget.limit {
+            _ if before.is_some() => before,
             None => {
                 let found = self.price(backend, budget, vec![self.grid.clone()])?;
                 found.choose(usize::MAX).cloned()

@@ -233,6 +233,8 @@ pub struct Plan<'a> {
     pub(super) padded: [usize; 2],
     /// How the run stays within its budget, where it has been given one.
     pub(super) strategy: Option<Strategy>,
+    /// The tiles of the run that this one goes on from ([`super::resume::tiling`]).
+    pub(super) before: Option<String>,
 }
 
 impl<'a> Plan<'a> {
@@ -313,6 +315,7 @@ impl<'a> Plan<'a> {
             size: [height, width],
             padded,
             strategy: None,
+            before: None,
         };
         plan.check_noise()?;
         let first = plan.schedule.steps[0].timestep;

@@ -164,6 +164,48 @@ impl Resume {
         ResumeError::Damaged { path: self.path.clone(), why: why.into() }
     }
 
+    /// The tiles of the run that is kept in the file, as its identity says it; none where there is no such
+    /// file, or nothing to be had from it.
+    pub(super) fn tiling(&self) -> Option<String> {
+        // A FIFO would wait for its writer.
+        let regular = self.path.metadata().is_ok_and(|m| m.is_file());
+        let mut file = BufReader::new(File::open(regular.then_some(&self.path)?).ok()?);
+        let identity = self.head(&mut file).ok()?.identity;
+        identity.into_iter().find(|(name, _)| name == TILING).map(|(_, tiling)| tiling)
+    }
+
+    /// What comes before the latent.
+    fn head(&self, file: &mut impl Read) -> Result<Head, ResumeError> {
+        let mut head = vec![0; HEAD];
+        let begins = file.read_exact(&mut head[..MAGIC.len()]);
+        if begins.is_err() || head[..MAGIC.len()] != MAGIC {
+            return Err(ResumeError::NotOne { path: self.path.clone() });
+        }
+        self.read(file, &mut head[MAGIC.len()..])?;
+        let word = |head: &[u8], at: usize| {
+            u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+        };
+        let found = word(&head, 8);
+        if found != VERSION {
+            return Err(ResumeError::Version { path: self.path.clone(), found });
+        }
+        let (step, len) = (word(&head, 12) as usize, word(&head, 24) as usize);
+        let elements = u64::from(word(&head, 16)) | u64::from(word(&head, 20)) << 32;
+        if len > MAX_IDENTITY {
+            return Err(self.damaged("its header makes no sense"));
+        }
+        head.resize(HEAD + len, 0);
+        self.read(file, &mut head[HEAD..])?;
+        let mut sum = [0; 4];
+        self.read(file, &mut sum)?;
+        if crc32c::crc32c(&head) != u32::from_le_bytes(sum) {
+            return Err(self.damaged("its header does not have its checksum"));
+        }
+        let identity = serde_json::from_slice(&head[HEAD..])
+            .map_err(|e| self.damaged(format!("its header is not understood ({e})")))?;
+        Ok(Head { step, elements, identity, len: head.len() + sum.len() })
+    }
+
     fn read(&self, file: &mut impl Read, bytes: &mut [u8]) -> Result<(), ResumeError> {
         file.read_exact(bytes).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => self.damaged("it was cut off"),
@@ -174,6 +216,24 @@ impl Resume {
 
 /// Everything that determines a run's result, by name.
 pub(super) type Identity = Vec<(String, String)>;
+
+/// The name under which an identity has the tiles.
+const TILING: &str = "tiling";
+
+/// The tiles of `grid`, as an identity says it: with the picture's size, that determines them.
+pub(super) fn tiling(grid: &Grid) -> String {
+    let ([h, w], rows, cols) = (grid.tile(), grid.rows.starts().len(), grid.cols.starts().len());
+    format!("{rows}x{cols} tiles of {h}x{w}")
+}
+
+/// What a file says before its latent.
+struct Head {
+    step: usize,
+    elements: u64,
+    identity: Identity,
+    /// Bytes of all of it.
+    len: usize,
+}
 
 /// FNV-1a, 64 bits: tells inputs apart, and is no defence against anyone.
 struct Fnv(u64);
@@ -249,7 +309,6 @@ impl Plan<'_> {
                 format!("given {:016x}, of the steps {steps}", Fnv::floats(&given.initial.data))
             }
         };
-        let [tile_h, tile_w] = self.grid.tile();
         let name = &manifest.metadata.name;
         let of = |name: &str, value: String| (name.to_owned(), value);
         vec![
@@ -263,14 +322,7 @@ impl Plan<'_> {
             of("consistency", self.consistency.to_string()),
             of("norms", format!("{:?}", self.options.norms).to_lowercase()),
             of("noise", noise),
-            of(
-                "tiling",
-                format!(
-                    "{}x{} tiles of {tile_h}x{tile_w}",
-                    self.grid.rows.starts().len(),
-                    self.grid.cols.starts().len()
-                ),
-            ),
+            of(TILING, tiling(&self.grid)),
         ]
     }
 }
@@ -363,33 +415,7 @@ impl<'r> Journal<'r> {
             return Err(resume.io("read", io::Error::other("it is not a regular file")));
         }
         let mut file = BufReader::new(file);
-        let mut head = vec![0; HEAD];
-        let begins = file.read_exact(&mut head[..MAGIC.len()]);
-        if begins.is_err() || head[..MAGIC.len()] != MAGIC {
-            return Err(ResumeError::NotOne { path: resume.path.clone() });
-        }
-        resume.read(&mut file, &mut head[MAGIC.len()..])?;
-        let word = |head: &[u8], at: usize| {
-            u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
-        };
-        let found = word(&head, 8);
-        if found != VERSION {
-            return Err(ResumeError::Version { path: resume.path.clone(), found });
-        }
-        let (step, len) = (word(&head, 12) as usize, word(&head, 24) as usize);
-        let elements = u64::from(word(&head, 16)) | u64::from(word(&head, 20)) << 32;
-        if len > MAX_IDENTITY {
-            return Err(resume.damaged("its header makes no sense"));
-        }
-        head.resize(HEAD + len, 0);
-        resume.read(&mut file, &mut head[HEAD..])?;
-        let mut sum = [0; 4];
-        resume.read(&mut file, &mut sum)?;
-        if crc32c::crc32c(&head) != u32::from_le_bytes(sum) {
-            return Err(resume.damaged("its header does not have its checksum"));
-        }
-        let there: Identity = serde_json::from_slice(&head[HEAD..])
-            .map_err(|e| resume.damaged(format!("its header is not understood ({e})")))?;
+        let Head { step, elements, identity: there, len } = resume.head(&mut file)?;
         let differs = differences(&there, here);
         if !differs.is_empty() {
             return Err(ResumeError::Other { path: resume.path.clone(), differs });
@@ -398,7 +424,7 @@ impl<'r> Journal<'r> {
         if elements != latent.len() as u64 || steps.is_none_or(|steps: usize| step > steps) {
             return Err(resume.damaged("its header makes no sense"));
         }
-        let mut crc = 0;
+        let (mut crc, mut sum) = (0, [0; 4]);
         let mut chunk = [0u8; 1 << 12];
         for values in latent.chunks_mut(chunk.len() / 4) {
             let bytes = &mut chunk[..values.len() * 4];
@@ -413,7 +439,7 @@ impl<'r> Journal<'r> {
             return Err(resume.damaged("its latent does not have its checksum"));
         }
         self.step = step;
-        let base = (HEAD + len + 4 + latent.len() * 4 + 4) as u64;
+        let base = (len + latent.len() * 4 + 4) as u64;
         self.mode = Mode::Recall(file, base);
         Ok(())
     }

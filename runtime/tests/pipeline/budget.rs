@@ -230,6 +230,55 @@ fn a_tiling_that_was_asked_for_is_kept() {
     }
 }
 
+/// A run that goes on has the tiles it began with, whatever it may have now, as long as they fit.
+#[test]
+fn a_run_that_goes_on_keeps_its_tiles() {
+    let model = Shaped::default().build();
+    let (options, fake) = (Options { steps: Some(3), ..Options::default() }, Fake::with_ways(3));
+    let pixels = vec![100u8; 150 * 160 * 3];
+    let picture = Picture { width: 160, height: 150, pixels: Pixels::Rgb8(&pixels) };
+    let run = |plan: &Plan<'_>, resume: &Resume, stop: usize| {
+        let (mut out, mut calls) = (Vec::new(), 0);
+        let progress = &mut |_: &_| {
+            calls += 1;
+            if calls > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let sink = &mut |_, row: &[f32]| out.extend_from_slice(row);
+        plan.resume(&fake, picture, resume, progress, sink).map(|_| out)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |name: &str| Resume::new(folder.path().join(name)).every(Duration::from_secs(600));
+    let new = || Plan::new(&model, 160, 150, &options).unwrap();
+    let budget = |limit| Budget { limit, mode: Mode::Resumed, ..Budget::default() };
+
+    let all = new().strategies(&fake, &budget(None)).unwrap();
+    let little = all.smallest().unwrap().peak();
+    let first = new().going_on(&kept("run")).within(&fake, &budget(Some(little))).unwrap();
+    assert_ne!(first.grid(), new().grid(), "no file, no tiles to keep");
+    let expected = run(&first, &kept("whole"), usize::MAX).unwrap();
+    assert!(matches!(run(&first, &kept("run"), 7), Err(PipelineError::Cancelled)));
+    for limit in [None, Some(1 << 30), Some(little)] {
+        let free = new().within(&fake, &budget(limit)).unwrap();
+        assert!(limit == Some(little) || free.grid() != first.grid());
+        let plan = new().going_on(&kept("run")).within(&fake, &budget(limit)).unwrap();
+        assert_eq!(plan.grid(), first.grid(), "{limit:?}");
+        std::fs::copy(kept("run").path(), kept("copy").path()).unwrap();
+        assert!(run(&plan, &kept("copy"), usize::MAX).unwrap() == expected);
+    }
+
+    // Tiles that do not fit: the choice is free, and the run is told that it is another.
+    let ample = new().within(&fake, &budget(None)).unwrap();
+    assert!(matches!(run(&ample, &kept("ample"), 3), Err(PipelineError::Cancelled)));
+    let plan = new().going_on(&kept("ample")).within(&fake, &budget(Some(little))).unwrap();
+    assert_eq!(plan.grid(), first.grid());
+    let refused = run(&plan, &kept("ample"), usize::MAX).unwrap_err().to_string();
+    assert!(refused.contains("its tiling is"), "{refused}");
+    // What is no resume file has no tiles to say.
+    std::fs::write(kept("other").path(), b"something else").unwrap();
+    let plan = new().going_on(&kept("other")).within(&fake, &budget(None)).unwrap();
+    assert_eq!(plan.grid(), new().grid());
+}
+
 #[test]
 fn a_refusal_says_what_would_do() {
     let model = Shaped::default().build();
