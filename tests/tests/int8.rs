@@ -149,7 +149,9 @@ fn the_same_file_and_the_same_bits_everywhere() {
                 check(&format!("{role} on {on}"), &found, recorded);
             }
         });
-        on_all(1..=8, |backend, on| {
+        // Emulated elsewhere, and slow there.
+        let most = if cfg!(target_arch = "x86_64") { 8 } else { 2 };
+        on_all(1..=most, |backend, on| {
             check(&format!("a run on {on}"), &upscaled(backend, &exported.model), recorded[3]);
         });
     }
