@@ -22,14 +22,17 @@ fn a_run_allocates_what_its_plan_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/photo-x4.latile");
     let model = Model::open(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    for (size, tile, threads, mode) in [
+    // What is counted does not depend on the processor: one case each where it is emulated.
+    let cases = [
+        ([40, 52], Some(24), 1, Mode::Resumed),
+        ([24, 20], None, 1, Mode::Warm),
         ([20, 24], None, 1, Mode::Once),
         ([37, 18], None, 2, Mode::Once),
         ([40, 52], Some(24), 2, Mode::Once),
-        ([40, 52], Some(24), 1, Mode::Resumed),
         ([40, 52], Some(24), 2, Mode::Warm),
-        ([24, 20], None, 1, Mode::Warm),
-    ] {
+    ];
+    let count = if cfg!(target_arch = "x86_64") { cases.len() } else { 2 };
+    for (size, tile, threads, mode) in cases.into_iter().take(count) {
         let backend = CpuBackend::from_env(threads).unwrap();
         let [height, width] = size;
         let options = Options { tile, steps: Some(2), eta: Some(0.5), ..Options::default() };
