@@ -124,5 +124,8 @@ fn budgets_are_kept_byte_for_byte() {
         }
     }
     println!("{refused} of {CASES} limits refused; ways taken: {seen:?}");
-    assert!(refused > CASES / 10 && refused < CASES / 2, "{refused} refused: the limits test one side only");
+    assert!(
+        refused > CASES / 10 && refused < CASES / 2,
+        "{refused} refused: the limits test one side only"
+    );
 }
