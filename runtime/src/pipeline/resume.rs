@@ -14,8 +14,7 @@
 //!
 //! A base replaces the file through [`crate::persist`], so that a power cut leaves the old or the new one.
 //! Tiles are appended, each with a checksum; the first that is not whole ends the file, and is computed again.
-//! Where values are exactly those of f16, which is so for models that store f16, a tile takes half the room:
-//! the file grows to 6 bytes for each pixel of the decoded tiles (12 for f32 models).
+//! While decoding the file grows to 12 bytes for each pixel of the decoded tiles.
 //!
 //! | bytes | type | what |
 //! |---|---|---|
@@ -28,8 +27,8 @@
 //! | | u32 | CRC-32C of all before |
 //! | | f32 … | the latent, NHWC |
 //! | | u32 | CRC-32C of the latent |
-//! | then, for each tile | u32, u32, u32 | its number, 0 for f32 or 1 for f16, CRC-32C of both and of the values |
-//! | | f32 or f16 … | the network's output, NHWC |
+//! | then, for each tile | u32, u32 | its number, CRC-32C of that and of the values |
+//! | | f32 … | the network's output, NHWC |
 //!
 //! Numbers are little-endian.
 
@@ -37,7 +36,6 @@ use super::plan::{Plan, RGB};
 use super::tiles::Grid;
 use super::upscale::{Picture, Pixels};
 use crate::persist::{Output, PersistError, sweep};
-use half::f16;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -52,7 +50,7 @@ const HEAD: usize = 28;
 /// The longest identity.
 const MAX_IDENTITY: usize = 1 << 20;
 /// Bytes before a tile's values.
-const TILE_HEAD: usize = 12;
+const TILE_HEAD: usize = 8;
 /// Least time between two writes that wait for the disk.
 const EVERY: Duration = Duration::from_secs(3);
 /// A write that waits is followed by at least this many times its duration without one.
@@ -544,20 +542,14 @@ impl<'r> Journal<'r> {
         let Mode::Append(file) = &mut self.mode else {
             return Ok(());
         };
-        let short = output.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
         let bytes = &mut self.bytes;
         bytes.clear();
         bytes.reserve_exact(TILE_HEAD + size_of_val(output));
         bytes.extend((tile as u32).to_le_bytes());
-        bytes.extend(u32::from(short).to_le_bytes());
         bytes.extend([0; 4]);
-        if short {
-            bytes.extend(output.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
-        } else {
-            bytes.extend(output.iter().flat_map(|v| v.to_le_bytes()));
-        }
-        let crc = tile_crc(&bytes[..TILE_HEAD], &bytes[TILE_HEAD..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes.extend(output.iter().flat_map(|v| v.to_le_bytes()));
+        let crc = tile_crc(&bytes[..4], &bytes[TILE_HEAD..]);
+        bytes[4..TILE_HEAD].copy_from_slice(&crc.to_le_bytes());
         let written = file.write_all(bytes);
         let begun = Instant::now();
         let synced = written.and_then(|()| {
@@ -570,8 +562,8 @@ impl<'r> Journal<'r> {
     }
 }
 
-fn tile_crc(head: &[u8], values: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&head[..8]), values)
+fn tile_crc(number: &[u8], values: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(number), values)
 }
 
 /// Reads `tile`, which is the next in `file`, and returns its bytes; `None` where it is not there or not
@@ -587,29 +579,21 @@ fn read_tile(
     let Ok(head) = <[u8; TILE_HEAD]>::try_from(&bytes[..]) else {
         return Ok(None);
     };
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let size = match word(4) {
-        0 => 4,
-        1 => 2,
-        _ => return Ok(None),
+    let ([number, sum], _) = head.as_chunks::<4>() else {
+        return Ok(None);
     };
-    if word(0) as usize != tile {
+    if u32::from_le_bytes(*number) as usize != tile {
         return Ok(None);
     }
-    let len = output.len() * size;
+    let len = size_of_val(output);
     bytes.clear();
+    bytes.reserve_exact(len);
     file.take(len as u64).read_to_end(bytes)?;
-    if bytes.len() != len || tile_crc(&head, bytes) != word(8) {
+    if bytes.len() != len || tile_crc(number, bytes) != u32::from_le_bytes(*sum) {
         return Ok(None);
     }
-    if size == 4 {
-        for (v, b) in output.iter_mut().zip(bytes.as_chunks::<4>().0) {
-            *v = f32::from_le_bytes(*b);
-        }
-    } else {
-        for (v, b) in output.iter_mut().zip(bytes.as_chunks::<2>().0) {
-            *v = f16::from_le_bytes(*b).to_f32();
-        }
+    for (v, b) in output.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *v = f32::from_le_bytes(*b);
     }
     Ok(Some((TILE_HEAD + len) as u64))
 }
