@@ -53,7 +53,12 @@ pub(crate) struct Args {
     pub(crate) tiling: Tiling,
 
     /// picture or tile, as for upscale (default picture)
-    #[argh(option, from_str_fn(memory::norms), default = "NormScope::Picture", arg_name = "whose")]
+    #[argh(
+        option,
+        from_str_fn(memory::norms),
+        default = "NormScope::default()",
+        arg_name = "whose"
+    )]
     pub(crate) norms: NormScope,
 
     /// largest side of a tile, in pixels of the input
@@ -232,9 +237,9 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         ..Budget::default()
     };
     let all = plan.strategies(&backend, &budget)?;
-    let plan = plan.within(&backend, &budget)?;
+    let plan = plan.by(&all, budget.limit)?;
     interrupt.check()?;
-    // Invariant: `within` chose one.
+    // Invariant: `by` chose one.
     let Some(chosen) = plan.strategy() else { return Ok(()) };
     let pace = Pace::measure(&backend, &model, chosen, MEASURE)?;
     interrupt.check()?;

@@ -94,7 +94,12 @@ pub(crate) struct Args {
 
     /// picture or tile: whether tiles that are blended are normalised by an estimate for the whole
     /// picture, so that they keep its tone, or each by itself (default picture)
-    #[argh(option, from_str_fn(memory::norms), default = "NormScope::Picture", arg_name = "whose")]
+    #[argh(
+        option,
+        from_str_fn(memory::norms),
+        default = "NormScope::default()",
+        arg_name = "whose"
+    )]
     pub(crate) norms: NormScope,
 
     /// largest side of a tile, in pixels of the input: less takes less memory

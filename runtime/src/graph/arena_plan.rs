@@ -39,71 +39,166 @@ pub struct Overlay {
 const PATIENCE: usize = 12;
 /// Buffers smaller than this share of the largest are placed once, after the others.
 const SMALL: usize = 256;
+/// An arena that is larger than what lives at once by less than this share of it is small enough.
+const ENOUGH: usize = 256;
 
-/// Places every buffer so that no two that live at the same step overlap, but for `overlays`. `None` where
-/// the sizes overflow.
+/// Places every buffer so that no two that live at the same step overlap, but for `overlays`, which name
+/// buffers, and each pair once at most. `None` where the sizes overflow.
 ///
 /// Buffers are placed one after the other, the largest first, each at the lowest offset that is free over
 /// its whole life; then again with the one that ended highest placed before all others, as long as that
-/// makes the arena smaller.
+/// makes the arena smaller and it is larger than what lives at once.
 #[must_use]
 pub fn plan_arena(buffers: &[Lifetime], overlays: &[Overlay]) -> Option<ArenaPlan> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     // Size decides; then the earlier buffer, so that the plan is the same everywhere.
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), buffers[i].first, i));
-    let largest = order.first().map_or(0, |&i| buffers[i].bytes);
-    let large = order.partition_point(|&i| buffers[i].bytes >= largest / SMALL);
-    let mut best = place(buffers, overlays, &order[..large])?;
-    let (mut last, mut best_order) = (best.clone(), order.clone());
+    let Some(&largest) = order.first() else {
+        return Some(ArenaPlan { offsets: Vec::new(), bytes: 0 });
+    };
+    let floor = buffers[largest].bytes / SMALL;
+    let large = order.partition_point(|&i| buffers[i].bytes >= floor);
+    let space = Space::new(buffers, overlays)?;
+    let rows = space.rows(&order[..large]);
+    let mut ranks: Vec<usize> = (0..large).collect();
+    let mut last = space.place(&order[..large], &rows, &ranks)?;
+    let mut best = last.clone();
+    let least = space.least(&order[..large]);
     let mut tries = PATIENCE;
-    while tries > 0 && large > 1 {
-        let end = |i: usize| last.offsets[i] + buffers[i].bytes;
-        let highest = (0..large).max_by_key(|&k| (end(order[k]), std::cmp::Reverse(k)));
-        order[..=highest.unwrap_or(0)].rotate_right(1);
-        last = place(buffers, overlays, &order[..large])?;
+    while tries > 0 && best.bytes - best.bytes / ENOUGH > least {
+        let end = |k: usize| last.offsets[order[k]] + buffers[order[k]].bytes;
+        let highest = (0..large).max_by_key(|&at| (end(ranks[at]), std::cmp::Reverse(at)));
+        ranks[..=highest.unwrap_or(0)].rotate_right(1);
+        last = space.place(&order[..large], &rows, &ranks)?;
         tries -= 1;
         if last.bytes < best.bytes {
             (best, tries) = (last.clone(), PATIENCE);
-            best_order.clone_from(&order);
         }
     }
-    place(buffers, overlays, &best_order)
+    for at in large..order.len() {
+        let others = order[..at].iter().filter_map(|&j| space.neighbour(order[at], j));
+        space.put(order[at], others, &mut best)?;
+    }
+    Some(best)
 }
 
-/// Places the buffers that `order` names, in that order.
-fn place(buffers: &[Lifetime], overlays: &[Overlay], order: &[usize]) -> Option<ArenaPlan> {
-    let mut offsets = vec![0usize; buffers.len()];
-    let mut placed: Vec<usize> = Vec::with_capacity(buffers.len());
-    let mut total = 0usize;
-    // From what end before it on to what start no buffer may begin.
-    let mut taken: Vec<(usize, usize)> = Vec::new();
-    for &i in order {
-        let b = buffers[i];
-        debug_assert!(b.first <= b.last);
-        let bytes = align_up(b.bytes, ALIGN)?;
-        taken.clear();
-        for &j in &placed {
-            let other = buffers[j];
-            if other.first > b.last || b.first > other.last {
-                continue;
+/// What is to be placed.
+struct Space<'a> {
+    buffers: &'a [Lifetime],
+    overlays: &'a [Overlay],
+    /// Sizes, aligned.
+    bytes: Vec<usize>,
+    /// Which buffers some overlay is about.
+    laid: Vec<bool>,
+}
+
+/// A buffer that lives at the same time as another one.
+#[derive(Clone, Copy)]
+struct Neighbour {
+    index: usize,
+    /// The other one may begin so many bytes before this one's start and earlier,
+    before: usize,
+    /// and so many bytes behind it and later.
+    behind: usize,
+}
+
+impl<'a> Space<'a> {
+    fn new(buffers: &'a [Lifetime], overlays: &'a [Overlay]) -> Option<Self> {
+        let sizes = buffers.iter().map(|b| align_up(b.bytes, ALIGN));
+        let bytes = sizes.collect::<Option<_>>()?;
+        let mut laid = vec![false; buffers.len()];
+        for o in overlays {
+            align_up(o.distance, ALIGN)?;
+            (laid[o.replaced], laid[o.by]) = (true, true);
+        }
+        Some(Self { buffers, overlays, bytes, laid })
+    }
+
+    /// `j` as a neighbour of `i`, if they ever live at the same time.
+    fn neighbour(&self, i: usize, j: usize) -> Option<Neighbour> {
+        let (b, other) = (self.buffers[i], self.buffers[j]);
+        if other.first > b.last || b.first > other.last {
+            return None;
+        }
+        let (mut before, mut behind) = (self.bytes[i], self.bytes[j]);
+        if self.laid[i] && self.laid[j] {
+            for o in self.overlays {
+                // That it does not overflow has been seen.
+                let distance = || align_up(o.distance, ALIGN).unwrap_or(usize::MAX);
+                if (o.replaced, o.by) == (j, i) {
+                    before = before.min(distance());
+                } else if (o.replaced, o.by) == (i, j) {
+                    behind = behind.min(distance());
+                }
             }
-            let (start, end) = (offsets[j], offsets[j] + align_up(other.bytes, ALIGN)?);
-            let distance = |replaced, by| {
-                let of_pair = |o: &&Overlay| o.replaced == replaced && o.by == by;
-                overlays.iter().find(of_pair).map(|o| o.distance)
-            };
-            // The last offset from which it ends before the other, or needs to be no earlier; and
-            // the first from which it begins behind it.
-            let room = match distance(j, i) {
-                Some(distance) => bytes.min(align_up(distance, ALIGN)?),
-                None => bytes,
-            };
-            let end = match distance(i, j) {
-                Some(distance) => end.min(start.checked_add(align_up(distance, ALIGN)?)?),
-                None => end,
-            };
-            taken
-                .push((start.saturating_sub(room).saturating_add(usize::from(start >= room)), end));
+        }
+        Some(Neighbour { index: j, before, behind })
+    }
+
+    /// The neighbours of each of `order` among them. Found once: there are many orders to try.
+    fn rows(&self, order: &[usize]) -> Vec<Vec<Neighbour>> {
+        let row = |&i: &usize| {
+            let others = order.iter().filter(|&&j| j != i);
+            others.filter_map(|&j| self.neighbour(i, j)).collect()
+        };
+        order.iter().map(row).collect()
+    }
+
+    /// Bytes that no order can do without: of what stands at some step, all that no overlay saves.
+    fn least(&self, order: &[usize]) -> usize {
+        let end = self.buffers.iter().map(|b| b.last + 1).max().unwrap_or(0);
+        let mut change = vec![0i128; end + 1];
+        for &i in order {
+            change[self.buffers[i].first] += self.bytes[i] as i128;
+            change[self.buffers[i].last + 1] -= self.bytes[i] as i128;
+        }
+        for o in self.overlays {
+            let (a, b) = (self.buffers[o.replaced], self.buffers[o.by]);
+            let (first, last) = (a.first.max(b.first), a.last.min(b.last));
+            if first <= last {
+                let saved = self.bytes[o.replaced].min(self.bytes[o.by]) as i128;
+                change[first] -= saved;
+                change[last + 1] += saved;
+            }
+        }
+        let live = change.iter().scan(0i128, |sum, c| {
+            *sum += c;
+            Some(*sum)
+        });
+        live.max().unwrap_or(0).max(0) as usize
+    }
+
+    /// Places all of `order` by rank; `rows` are their neighbours.
+    fn place(
+        &self,
+        order: &[usize],
+        rows: &[Vec<Neighbour>],
+        ranks: &[usize],
+    ) -> Option<ArenaPlan> {
+        let mut plan = ArenaPlan { offsets: vec![0; self.bytes.len()], bytes: 0 };
+        let mut placed = vec![false; self.bytes.len()];
+        for &k in ranks {
+            let others = rows[k].iter().filter(|n| placed[n.index]).copied();
+            self.put(order[k], others, &mut plan)?;
+            placed[order[k]] = true;
+        }
+        Some(plan)
+    }
+
+    /// Places `i` at the lowest offset that `others`, which are placed, leave free.
+    fn put(
+        &self,
+        i: usize,
+        others: impl Iterator<Item = Neighbour>,
+        plan: &mut ArenaPlan,
+    ) -> Option<()> {
+        // From what start on to what end before it no buffer may begin.
+        let mut taken: Vec<(usize, usize)> = Vec::with_capacity(32);
+        for n in others {
+            let start = plan.offsets[n.index];
+            // The last offset that is early enough is itself free.
+            let from = start.saturating_sub(n.before) + usize::from(start >= n.before);
+            taken.push((from, start.checked_add(n.behind)?));
         }
         taken.sort_unstable();
         let mut at = 0usize;
@@ -113,11 +208,10 @@ fn place(buffers: &[Lifetime], overlays: &[Overlay], order: &[usize]) -> Option<
             }
             at = at.max(end);
         }
-        offsets[i] = at;
-        total = total.max(at.checked_add(bytes)?);
-        placed.push(i);
+        plan.offsets[i] = at;
+        plan.bytes = plan.bytes.max(at.checked_add(self.bytes[i])?);
+        Some(())
     }
-    Some(ArenaPlan { offsets, bytes: total })
 }
 
 #[cfg(test)]
@@ -170,7 +264,8 @@ mod tests {
                 let known = |o: &Overlay| {
                     (o.replaced, o.by) == (replaced, by) || (o.by, o.replaced) == (replaced, by)
                 };
-                if replaced != by && !overlays.iter().any(known) {
+                let there = replaced.max(by) < buffers.len();
+                if there && replaced != by && !overlays.iter().any(known) {
                     overlays.push(Overlay { replaced, by, distance });
                 }
             }
@@ -191,6 +286,9 @@ mod tests {
                 }
             }
             prop_assert_eq!(top, plan.bytes);
+            let order: Vec<usize> = (0..buffers.len()).collect();
+            let space = Space::new(&buffers, &overlays).unwrap();
+            prop_assert!(space.least(&order) <= plan.bytes);
         }
     }
 }

@@ -296,13 +296,20 @@ impl Strategies {
     /// The one to take where the process may have `limit` bytes; none where no strategy fits.
     ///
     /// The one with the least work; of those one that keeps its weights, and then the largest, which stores
-    /// most maps whole and so runs a little faster. Where the caller left the tiling open, exact runs come first, unless blending is less than two thirds of the work.
+    /// most maps whole and so runs a little faster. Where the caller left the tiling open, exact runs come
+    /// first, unless blending is less than two thirds of the work.
     #[must_use]
     pub fn choose(&self, limit: usize) -> Option<&Strategy> {
+        self.choose_of(limit, |_| true)
+    }
+
+    /// The one to take of those that are `wanted`.
+    fn choose_of(&self, limit: usize, wanted: impl Fn(&Strategy) -> bool) -> Option<&Strategy> {
         let best = |exact: Option<bool>| {
             self.all
                 .iter()
                 .filter(|s| s.peak() <= limit && exact.is_none_or(|e| e == s.is_exact()))
+                .filter(|s| wanted(s))
                 .min_by_key(|s| (s.work(), s.drops(), Reverse(s.peak())))
         };
         if self.tiling != Tiling::Auto {
@@ -371,31 +378,30 @@ impl Plan<'_> {
     /// # Errors
     /// [`PipelineError::Budget`] where no way fits, [`PipelineError::Prepare`] where the backend cannot run the
     /// model at this size.
-    pub fn within(mut self, backend: &dyn Backend, budget: &Budget) -> Result<Self, PipelineError> {
-        let before = match &self.before {
-            None => None,
-            Some(tiling) => {
-                let mut found = self.strategies(backend, budget)?;
-                found.all.retain(|s| resume::tiling(&s.grid) == *tiling);
-                found.choose(budget.limit.unwrap_or(usize::MAX)).cloned()
-            }
+    pub fn within(self, backend: &dyn Backend, budget: &Budget) -> Result<Self, PipelineError> {
+        let found = match (budget.limit, &self.before) {
+            (None, None) => self.price(backend, budget, vec![self.grid.clone()])?,
+            _ => self.strategies(backend, budget)?,
         };
-        let chosen = match budget.limit {
-            _ if before.is_some() => before,
-            None => {
-                let found = self.price(backend, budget, vec![self.grid.clone()])?;
-                found.choose(usize::MAX).cloned()
-            }
-            Some(limit) => {
-                let found = self.strategies(backend, budget)?;
-                let Some(chosen) = found.choose(limit) else {
-                    return Err(refusal(limit, found.smallest()));
-                };
-                Some(chosen.clone())
-            }
-        };
-        // Invariant: a backend makes at least one offer, and nothing exceeds the largest number.
-        let chosen = chosen.ok_or_else(|| refusal(usize::MAX, None))?;
+        self.by(&found, budget.limit)
+    }
+
+    /// As [`Plan::within`], with the [`Plan::strategies`] of the same backend and budget found already.
+    ///
+    /// # Errors
+    /// [`PipelineError::Budget`] where none of `found` fits.
+    pub fn by(mut self, found: &Strategies, limit: Option<usize>) -> Result<Self, PipelineError> {
+        let most = limit.unwrap_or(usize::MAX);
+        let before = self
+            .before
+            .as_ref()
+            .and_then(|tiling| found.choose_of(most, |s| resume::tiling(&s.grid) == *tiling));
+        let chosen = before.or_else(|| match limit {
+            None => found.choose_of(most, |s| s.grid == self.grid),
+            Some(limit) => found.choose(limit),
+        });
+        // Without a limit there is one: a backend makes at least one offer.
+        let chosen = chosen.ok_or_else(|| refusal(most, found.smallest()))?.clone();
         log::info!("{chosen}: {} at most", mib(chosen.peak()));
         let [unet, decoder] = &chosen.stages;
         self.unet_macs = unet.choice.offer.macs.max(1);

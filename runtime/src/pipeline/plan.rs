@@ -201,12 +201,12 @@ pub struct Options {
 /// Of what the GroupNorms of a tile take mean and variance. A picture of one tile is its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NormScope {
-    /// Of the tile, as in LDM's patch sampling: tiles differ in tone and contrast as they differ in content.
-    #[default]
-    Tile,
     /// Of the picture, estimated from some of its tiles before each step: all tiles are normalised alike,
     /// and the result comes near that of one tile.
+    #[default]
     Picture,
+    /// Of the tile, as in LDM's patch sampling: tiles differ in tone and contrast as they differ in content.
+    Tile,
 }
 
 /// The most tiles that an estimate for the whole picture takes, and the share of all tiles.

@@ -3,7 +3,7 @@
 use crate::fake::{Fake, Shaped, pointwise_decoder, pointwise_unet, scheduler};
 use latile_runtime::format::{LatentSpec, Role, SchedulerSpec, Spacing, Task};
 use latile_runtime::pipeline::{
-    GivenNoise, NoiseTensor, Options, Picture, PipelineError, Pixels, Plan, upscale,
+    GivenNoise, NoiseTensor, NormScope, Options, Picture, PipelineError, Pixels, Plan, upscale,
 };
 use std::ops::ControlFlow;
 
@@ -151,7 +151,8 @@ fn given_noise_is_checked() {
 #[test]
 fn results_that_are_no_picture_are_errors() {
     let model = Shaped::default().build();
-    let options = Options { tile: Some(8), overlap: Some(4), ..Options::default() };
+    let norms = NormScope::Tile;
+    let options = Options { tile: Some(8), overlap: Some(4), norms, ..Options::default() };
     let rgb = vec![90u8; 12 * 12 * 3];
     let run = |fake: Fake| fake.upscale(&model, &rgb, [12, 12], &options).unwrap_err();
     let unet = run(Fake::new(

@@ -4,8 +4,8 @@
 use crate::fake::{Fake, Shaped};
 use latile_runtime::format::Spacing;
 use latile_runtime::pipeline::{
-    Generator, GivenNoise, NoiseTensor, Options, Picture, PipelineError, Pixels, Plan, Progress,
-    Report, Resume, ResumeError, Stage,
+    Generator, GivenNoise, NoiseTensor, NormScope, Options, Picture, PipelineError, Pixels, Plan,
+    Progress, Report, Resume, ResumeError, Stage,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,7 @@ fn options(steps: u32, eta: f32, tile: Option<usize>) -> Options {
         seed: 4,
         tile,
         overlap: Some(4),
+        norms: NormScope::Tile,
         ..Options::default()
     }
 }
