@@ -200,8 +200,9 @@ class Log:
 
 
 # ---------------------------------------------------------------- validation crops and sheets
-def validation_crops(folder, size, count):
-    """`count` centre crops of the held-back photographs, in the order of their names: (HR, LR) f32 [N, 3, H, W]."""
+def validation_crops(folder, config, size, count):
+    """`count` centre crops of the held-back photographs, in the order of their names: (HR, LR) f32 [N, 3, H, W]. The LR
+    are made as in training, the same ones each time."""
     with open(os.path.join(folder, "index.json")) as f:
         files = json.load(f)["validation"]
     hr, lr = [], []
@@ -210,7 +211,7 @@ def validation_crops(folder, size, count):
         x, y = (im.width - size) // 2, (im.height - size) // 2
         a = np.asarray(im.crop((x, y, x + size, y + size)))
         hr.append(to_tensor(a))
-        lr.append(to_tensor(degrade.bicubic(a, SCALE)))
+        lr.append(to_tensor(degrade.low_resolution(a, SCALE, config["degradation"], np.random.default_rng(len(lr)))))
     return torch.stack(hr), torch.stack(lr)
 
 

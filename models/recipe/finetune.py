@@ -8,7 +8,7 @@ learn from the inputs they will meet, for any number of steps. The estimate of x
 LR (consistency.py), as in use; the picture is held to the truth by L1, from `perceptual_start` on by a perceptual distance
 on a part of each crop, and from `adversarial_start` on by a PatchGAN that sees the LR too. On a share of the crops the encoder
 and the decoder are held to giving the truth back, so that they remain an autoencoder. Reads RUN/autoencoder-final.pt and
-RUN/unet-final.pt; with --begin-from, a new schedule begins with the weights of an earlier run's checkpoint instead. Run it again to go on
+RUN/unet-final.pt; with --begin-from, a new schedule begins with the weights of an earlier run's checkpoint instead, and its critic if it has one. Run it again to go on
 from RUN/finetune.pt. Writes RUN/finetune.csv, RUN/finetune-*.png, RUN/finetune-latest.pt (averaged, at every sheet) and
 RUN/finetune-final.pt.
 """
@@ -52,12 +52,14 @@ def trainable(vae, unet):
                                 "decoder": torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])})
 
 
-def averaged(checkpoint):
-    """The averaged weights of a checkpoint of this stage, either kind of file."""
+def begin_from(checkpoint, both, critic):
+    """Begins with the averaged weights of an earlier run of this stage, and with its critic where the file holds it."""
     state = common.load_checkpoint(checkpoint)
     if state is None:
         raise SystemExit(f"{checkpoint} is not there: name a finetune*.pt of an earlier run")
-    return state["ema"]["shadow"] if "ema" in state else state["both"]
+    load_weights(both, state["ema"]["shadow"] if "ema" in state else state["both"])
+    if "critic" in state:
+        critic.load_state_dict(state["critic"])
 
 
 def load_weights(both, weights):
@@ -96,10 +98,10 @@ def train(team, a):
     if config["unet"]["wired"]:
         wiring.freeze_gains(unet)
     both = trainable(vae, unet)
-    if a.begin_from:
-        load_weights(both, averaged(a.begin_from))
     trained = [q for q in both.parameters() if q.requires_grad]
     critic = networks.PatchDiscriminator(c["discriminator_channels"], condition=3).to(device)
+    if a.begin_from:
+        begin_from(a.begin_from, both, critic)
     perceptual = networks.Perceptual(c["perceptual_blocks"], a.assets).to(device)
     consistency, scheduler = Consistency().to(device), networks.build_scheduler(config)
     signal = networks.Signal(scheduler, device)
@@ -119,7 +121,10 @@ def train(team, a):
     everything = [*trained, *critic.parameters()]
     team.start(everything)
     clock, log = common.Clock(c["steps"], a.minutes, spent), common.Log(os.path.join(a.to, "finetune.csv"), config["log"]["every"], team)
-    crops = tuple(x.to(device) for x in common.validation_crops(a.data, 192, 12))
+    crops = tuple(x.to(device) for x in common.validation_crops(a.data, config, 192, 12))
+
+    def refine(x, lr):
+        return consistency(x, lr, c["consistency_rounds"])
 
     def save(at):
         common.save_checkpoint(checkpoint, {"both": both.state_dict(), "critic": critic.state_dict(), "opt": opt.state_dict(),
@@ -127,7 +132,7 @@ def train(team, a):
 
     def report(name):
         with common.autocast(device):
-            print(validate(unet, vae, scheduler, crops, os.path.join(a.to, name), perceptual, consistency),
+            print(validate(unet, vae, scheduler, crops, os.path.join(a.to, name), perceptual, refine),
                   f"autoencoder {reconstruct(vae, crops):.2f} dB", flush=True)
 
     def publish(name, at):
@@ -149,11 +154,11 @@ def train(team, a):
             z = eps if t == 999 else own_state(unet, signal, lr, eps, t)
             x0 = at * z - st * predict(unet, z, lr, torch.full((len(lr),), t, device=device)).float()
             raw = decode(vae, x0)
-        out = consistency(raw, lr, c["consistency_rounds"])
+        out = refine(raw, lr)
         values = {"l1": F.l1_loss(out, hr), "lr": F.l1_loss(consistency.reduce(raw), lr)}
         loss = c["l1_weight"] * values["l1"] + c["lr_weight"] * values["lr"]
         values.update(perceptual=0.0, generator=0.0, discriminator=0.0)
-        some = hr[:round(c["reconstruction_share"] * len(hr))]
+        some = hr[:max(1, round(c["reconstruction_share"] * len(hr)))]
         with common.autocast(device):
             again = decode(vae, encode(vae, some)[0])
         values["reconstruction"] = F.l1_loss(again.float(), some)

@@ -91,7 +91,7 @@ def train(team, a):
         step, spent = state["step"], state["spent"]
         print(f"going on from step {step}")
     clock, log = common.Clock(c["steps"], a.minutes, spent), common.Log(os.path.join(a.to, "autoencoder.csv"), config["log"]["every"], team)
-    crops = tuple(x.to(device) for x in common.validation_crops(a.data, 192, 12))
+    crops = tuple(x.to(device) for x in common.validation_crops(a.data, config, 192, 12))
 
     def save(at):
         common.save_checkpoint(checkpoint, {"vae": vae.state_dict(), "critic": critic.state_dict(), "opt": opt.state_dict(),

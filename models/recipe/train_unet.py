@@ -46,15 +46,16 @@ def sample(unet, scheduler, lr, latent_channels, steps, generator=None, z=None):
 
 
 @torch.no_grad()
-def validate(unet, vae, scheduler, crops, path, perceptual=None, consistency=None):
+def validate(unet, vae, scheduler, crops, path, perceptual=None, refine=None):
     """A line that compares bicubic, 1 and 4 steps with the truth (PSNR-Y in dB, gradient energy over the truth's, feature
-    distance where `perceptual` is given), and a sheet: bicubic, 1 step, 4 steps, truth."""
+    distance where `perceptual` is given), and a sheet: bicubic, 1 step, 4 steps, truth. `refine` makes of a decoded picture and
+    its LR what is shown."""
     hr, lr = crops
     columns = {"bicubic": F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False)}
     for steps in (1, 4):
         z = sample(unet, scheduler, lr, vae.config.latent_channels, steps, torch.Generator().manual_seed(0))
         out = torch.cat([decode(vae, x[None]).float() for x in z])
-        columns[f"{steps} step"] = consistency(out, lr, 2) if consistency else out
+        columns[f"{steps} step"] = refine(out, lr) if refine else out
     common.sheet(path, list(zip(*columns.values(), hr)))
     line = []
     for name, x in columns.items():
@@ -110,7 +111,7 @@ def train(team, a):
         step, spent = state["step"], state["spent"]
         print(f"going on from step {step}")
     clock, log = common.Clock(c["steps"], a.minutes, spent), common.Log(os.path.join(a.to, "unet.csv"), config["log"]["every"], team)
-    crops = tuple(x.to(device) for x in common.validation_crops(a.data, 192, 12))
+    crops = tuple(x.to(device) for x in common.validation_crops(a.data, config, 192, 12))
 
     def save(at):
         common.save_checkpoint(checkpoint, {"unet": unet.state_dict(), "opt": opt.state_dict(), "ema": ema.state(), "step": at,
