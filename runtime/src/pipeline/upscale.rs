@@ -88,6 +88,8 @@ pub struct Report {
     /// The pipeline's own buffers ([`Plan::pipeline_bytes`], with [`Plan::resume_bytes`] where the run is kept;
     /// [`Plan::runner_bytes`] in a runner), and the result's where it made it.
     pub pipeline_bytes: usize,
+    /// The file in which the latent was; 0 where it was in memory.
+    pub scratch_bytes: usize,
 }
 
 /// A picture made larger.
