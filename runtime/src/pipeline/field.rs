@@ -23,7 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// A latent of fewer bytes stays in memory: a file would save less than budgets are rounded by.
-const LEAST: usize = 8 << 20;
+const LEAST: usize = 4 << 20;
 
 /// Where a run may put its latent if memory does not suffice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Scratch {
         Self { folder: folder.into(), least: LEAST }
     }
 
-    /// Only for a latent of at least so many bytes; 8 MiB unless said.
+    /// Only for a latent of at least so many bytes; 4 MiB unless said.
     #[must_use]
     pub fn at_least(self, bytes: usize) -> Self {
         Self { least: bytes, ..self }

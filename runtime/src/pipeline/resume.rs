@@ -297,6 +297,11 @@ impl Plan<'_> {
                 hash.add(v);
                 format!("8 bits, {:016x}", hash.0)
             }
+            Pixels::Rgb16(v) => {
+                let mut hash = Fnv::new();
+                v.iter().for_each(|v| hash.add(&v.to_le_bytes()));
+                format!("16 bits, {:016x}", hash.0)
+            }
             Pixels::Unit(v) => format!("floats, {:016x}", Fnv::floats(v)),
         };
         let noise = match &self.options.noise {

@@ -24,6 +24,8 @@ pub struct Picture<'a> {
 pub enum Pixels<'a> {
     /// 0 to 255.
     Rgb8(&'a [u8]),
+    /// 0 to 65535.
+    Rgb16(&'a [u16]),
     /// −1 to 1.
     Unit(&'a [f32]),
 }
