@@ -50,7 +50,7 @@ pub(crate) fn warn_of_scratch(plan: &Plan<'_>, options: &Options) {
     let real = folder.canonicalize().unwrap_or_default();
     if let Some(kind @ ("tmpfs" | "ramfs")) = file_system(&mounts, &real) {
         log::warn!(
-            "the latent's file of {} is to be in {}, which is memory too ({kind}); name a folder on a disk (--scratch)",
+            "the latent's file of {} is to be in folder {}, which is memory too ({kind}); name a folder on a disk (--scratch)",
             mib(bytes),
             folder.display()
         );

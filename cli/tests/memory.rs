@@ -257,10 +257,9 @@ fn a_latent_without_room_stands_in_a_file() {
     #[cfg(unix)]
     {
         let mut limited = latile_after("trap '' XFSZ; ulimit -f 2000", dir.path());
-        common::run(limited.args(&upscale).args(["--memory", &least])).refused(
-            6,
-            &["cannot write the scratch file of 4.1 MiB in .", "--scratch", "make room"],
-        );
+        let limited = limited.args(&upscale).args(["--memory", &least, "--scratch", "disk"]);
+        let words = ["the scratch file of 4.1 MiB in folder disk", "--scratch", "make room"];
+        common::run(limited).refused(6, &words);
     }
     std::fs::remove_dir(dir.path().join("disk")).unwrap();
     assert_eq!(names(dir.path()), before);

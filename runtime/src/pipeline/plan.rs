@@ -147,7 +147,7 @@ pub enum PipelineError {
     },
     /// The file that the latent stands in cannot be had, or fails.
     #[error(
-        "cannot {action} the scratch file of {} in {}, which holds the latent because the memory allowed has no room for it: {source}; make room there, name another folder (--scratch), or allow {} more (--memory)",
+        "cannot {action} the scratch file of {} in folder {}, which holds the latent because the memory allowed has no room for it: {source}; make room there, name another folder (--scratch), or allow {} more (--memory)",
         mib(*.bytes), folder.display(), mib(*.bytes)
     )]
     Scratch {
