@@ -170,6 +170,7 @@ fn pipeline(e: &PipelineError) -> Option<Exit> {
         | PipelineError::Noise(_) => Some(Exit::Usage),
         PipelineError::Picture(_) => Some(Exit::Image),
         PipelineError::OutOfMemory { .. } | PipelineError::Budget { .. } => Some(Exit::Budget),
+        PipelineError::Scratch { .. } => Some(Exit::Io),
         PipelineError::Cancelled => Some(Exit::Interrupted),
         PipelineError::Resume(e) => Some(resume(e)),
         PipelineError::Prepare { .. }

@@ -1,6 +1,8 @@
 //! What the process has taken from the system, and `--memory`, what it may take.
 
-use latile_runtime::pipeline::{NormScope, Tiling};
+use latile_runtime::pipeline::budget::mib;
+use latile_runtime::pipeline::{NormScope, Options, Plan, Strategy, Tiling};
+use std::path::Path;
 
 const MIB: usize = 1 << 20;
 /// What a process takes between the moment of planning and its end that no plan counts: code that runs for
@@ -37,6 +39,33 @@ pub(crate) fn base_bytes(counted: usize) -> usize {
         0 => UNKNOWN_BASE + ALLOWANCE,
         n => (n.saturating_sub(counted) + ALLOWANCE).next_multiple_of(MIB),
     }
+}
+
+/// Warns where the latent is to be in a file, and that file would be in memory.
+pub(crate) fn warn_of_scratch(plan: &Plan<'_>, options: &Options) {
+    let bytes = plan.strategy().map_or(0, |s: &Strategy| s.scratch_bytes);
+    let Some(scratch) = options.scratch.as_ref().filter(|_| bytes > 0) else { return };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let folder = scratch.folder();
+    let real = folder.canonicalize().unwrap_or_default();
+    if let Some(kind @ ("tmpfs" | "ramfs")) = file_system(&mounts, &real) {
+        log::warn!(
+            "the latent's file of {} is to be in folder {}, which is memory too ({kind}); name a folder on a disk (--scratch)",
+            mib(bytes),
+            folder.display()
+        );
+    }
+}
+
+/// The kind of file system that `path`, absolute and without links, is in; `mounts` is as the kernel lists them:
+/// the mount's place is the fifth word, its kind the one behind a lone dash. Later ones cover earlier ones.
+fn file_system<'m>(mounts: &'m str, path: &Path) -> Option<&'m str> {
+    let mount = |line: &'m str| {
+        let (mount, rest) = line.split_once(" - ")?;
+        let place = mount.split(' ').nth(4)?.replace("\\040", " ");
+        Some((place, rest.split(' ').next()?)).filter(|(place, _)| path.starts_with(place))
+    };
+    mounts.lines().filter_map(mount).max_by_key(|(place, _)| place.len()).map(|(_, kind)| kind)
 }
 
 /// Reads `--memory`: `256M`, `1.5G`, `300MiB`, `120MB`, or plain bytes. K, M, G and T are powers of 1024,
@@ -166,6 +195,22 @@ mod tests {
         // More digits than any number here has.
         assert!(parse(&"9".repeat(60)).unwrap_err().contains("more memory than"));
         assert!(tiling("overlap").is_err());
+    }
+
+    #[test]
+    fn folders_that_are_memory() {
+        let mounts = "24 30 0:22 / /proc rw,nosuid - proc proc rw\n\
+            30 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
+            31 30 0:26 / /tmp rw master:1 - tmpfs tmpfs rw\n\
+            32 31 8:1 / /tmp/my\\040disk rw - xfs /dev/sda1 rw\n";
+        let of = |path: &str| file_system(mounts, Path::new(path));
+        assert_eq!(of("/home/x"), Some("ext4"));
+        assert_eq!(of("/tmp"), Some("tmpfs"));
+        assert_eq!(of("/tmp/a/b"), Some("tmpfs"));
+        assert_eq!(of("/tmpa"), Some("ext4"));
+        assert_eq!(of("/tmp/my disk/a"), Some("xfs"));
+        assert_eq!(file_system("", Path::new("/")), None);
+        assert_eq!(file_system("nonsense - x\n - \n", Path::new("/")), None);
     }
 
     #[cfg(target_os = "linux")]

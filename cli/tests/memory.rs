@@ -148,15 +148,22 @@ fn a_taller_result_takes_no_more() {
     let plan = |height: u64| {
         let size = format!("300x{height}");
         let args = ["plan", "--size", &size, "--tile", "40", "--threads", "2", "--json"];
-        run_in(dir.path(), &args).json()["chosen"].clone()
+        run_in(dir.path(), &args).json()
     };
     let (low, high) = (plan(600), plan(30_000));
     let more = 300 * (30_000 - 600);
+    // With the latent in a file, the picture's own pixels are all that grows, to the byte.
+    let least = |report: &Value| {
+        let base = number(&report["chosen"]["finish_bytes"], "base");
+        number(report, "smallest_bytes") - base
+    };
+    assert_eq!(least(&high) - least(&low), 3 * more);
+    let (low, high) = (&low["chosen"], &high["chosen"]);
     let picture = |way: &Value| way["stages"][1]["bytes"]["picture"].as_u64().unwrap();
-    assert_eq!(picture(&high) - picture(&low), 3 * more);
+    assert_eq!(picture(high) - picture(low), 3 * more);
     assert_eq!(high["finish_bytes"]["picture"], high["stages"][1]["bytes"]["picture"]);
     // The picture, eight channels of latent, and where rows come from; the result would be 48 bytes more.
-    let grown = number(&high, "peak_bytes") - number(&low, "peak_bytes");
+    let grown = number(high, "peak_bytes") - number(low, "peak_bytes");
     assert!(grown <= 36 * more, "{grown} for {more} pixels");
 
     sr_model(dir.path());
@@ -188,6 +195,105 @@ fn a_taller_result_takes_no_more() {
         let [low, high] = peaks[..] else { panic!("two heights") };
         assert!(high.0 - low.0 < result / 2, "{output}: {peaks:?}, {result}");
         assert!(high.1.saturating_sub(low.1) < result / 2, "{output}: {peaks:?}, {result}");
+    }
+}
+
+/// What `--memory` in a refusal's advice is.
+fn advice(refused: &Ran) -> String {
+    let advice = refused.stderr.split("--memory ").nth(1).unwrap();
+    advice.chars().take_while(char::is_ascii_alphanumeric).collect()
+}
+
+/// A latent for which there is no room stands in a file: less memory, the same result, and nothing left.
+#[test]
+fn a_latent_without_room_stands_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    sr_model(dir.path());
+    picture(dir.path(), "in.png", 64, 5_600);
+    let upscale =
+        ["upscale", "in.png", "out.png", "--model", "sr.latile", "--json", "--tile", "64"];
+    let upscale = [&upscale[..], &["--steps", "1", "--eta", "1", "--threads", "2"]].concat();
+    let run = |extra: &[&str]| run_in(dir.path(), &[&upscale[..], extra].concat());
+    let free = run(&[]).json();
+    assert_eq!(number(&free, "scratch_bytes"), 0);
+    let expected = std::fs::read(dir.path().join("out.png")).unwrap();
+    std::fs::remove_file(dir.path().join("out.png")).unwrap();
+    let before = names(dir.path());
+
+    let refused = run(&["--memory", "9M"]);
+    refused.refused(5, &["do not suffice", "the latent in a file of 4.1 MiB"]);
+    let least = advice(&refused);
+    let report = run(&["--memory", &least]).json();
+    assert_eq!(number(&report, "scratch_bytes"), 64 * 5_600 * 3 * 4);
+    assert!(std::fs::read(dir.path().join("out.png")).unwrap() == expected);
+    std::fs::remove_file(dir.path().join("out.png")).unwrap();
+    let planned = number(&report, "planned_bytes");
+    assert!(planned + 3 * MIB < number(&free, "planned_bytes"), "{report} {free}");
+    #[cfg(target_os = "linux")]
+    {
+        let peak = number(&report, "peak_rss_bytes");
+        assert!(peak <= planned + 4 * MIB, "{report}");
+        assert!(peak + 2 * MIB < number(&free, "peak_rss_bytes"), "{report} {free}");
+    }
+    let plan = ["plan", "sr.latile", "--size", "64x5600", "--tile", "64", "--steps", "1"];
+    let planned = |extra: &[&str]| {
+        run_in(dir.path(), &[&plan[..], &["--threads", "2", "--memory", &least], extra].concat())
+    };
+    let json = planned(&["--json"]).json();
+    assert_eq!(number(&json["chosen"], "scratch_bytes"), 64 * 5_600 * 3 * 4);
+    assert!(number(&json, "smallest_bytes") <= number(&json["chosen"], "peak_bytes"));
+    let said = planned(&["--svg", "m.svg"]);
+    assert!(said.done().contains("the latent in a file of 4.1 MiB"), "{}", said.stdout);
+    let svg = std::fs::read_to_string(dir.path().join("m.svg")).unwrap();
+    assert!(svg.contains("the latent in a file of 4.1 MiB"));
+    std::fs::remove_file(dir.path().join("m.svg")).unwrap();
+
+    std::fs::create_dir(dir.path().join("disk")).unwrap();
+    run(&["--scratch", "disk"]).refused(2, &["--scratch is for --memory"]);
+    for folder in ["none", "in.png"] {
+        run(&["--memory", &least, "--scratch", folder]).refused(6, &[folder, "create it first"]);
+    }
+    // No room on the disk, which shows before anything is computed.
+    #[cfg(unix)]
+    {
+        let mut limited = latile_after("trap '' XFSZ; ulimit -f 2000", dir.path());
+        let limited = limited.args(&upscale).args(["--memory", &least, "--scratch", "disk"]);
+        let words = ["the scratch file of 4.1 MiB in folder disk", "--scratch", "make room"];
+        common::run(limited).refused(6, &words);
+    }
+    std::fs::remove_dir(dir.path().join("disk")).unwrap();
+    assert_eq!(names(dir.path()), before);
+}
+
+/// A WebP stands in memory whole: it is counted, and where there is no room for it a PNG is.
+#[test]
+fn a_webp_without_room_should_be_a_png() {
+    let dir = tempfile::tempdir().unwrap();
+    sr_model(dir.path());
+    picture(dir.path(), "in.png", 500, 400);
+    let run = |output: &str, memory: &str| {
+        let args = ["upscale", "in.png", output, "--model", "sr.latile", "--memory", memory];
+        let rest = ["--tile", "64", "--steps", "1", "--threads", "2", "--json", "--overwrite"];
+        run_in(dir.path(), &[&args[..], &rest].concat())
+    };
+    let words = ["a WebP is collected in memory", "end the output in .png", "do not suffice"];
+    let refused = run("out.webp", "1M");
+    refused.refused(5, &words);
+    let enough = advice(&refused);
+    refused.refused(5, &[&format!("--memory {enough} then suffices")]);
+    let png = run("out.png", &enough).json();
+    let refused = run("out.webp", &enough);
+    refused.refused(5, &words);
+    refused.refused(5, &["this memory then suffices"]);
+    // What it takes is told, and is enough.
+    let webp = refused.stderr.split("(--memory ").nth(1).unwrap().split(')').next().unwrap();
+    let report = run("out.webp", webp).json();
+    let more = number(&report, "planned_bytes") - number(&png, "planned_bytes");
+    assert!(more >= 2000 * 1600 * 3, "{more}");
+    #[cfg(target_os = "linux")]
+    {
+        let (peak, planned) = (number(&report, "peak_rss_bytes"), number(&report, "planned_bytes"));
+        assert!(peak <= planned + 4 * MIB, "{report}");
     }
 }
 

@@ -122,7 +122,9 @@ fn prefix(name: &std::ffi::OsStr) -> String {
     format!(".{}.", name.to_string_lossy())
 }
 
-fn folder(path: &Path) -> &Path {
+/// The folder that `path` is in.
+#[must_use]
+pub fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),

@@ -8,7 +8,8 @@ use latile_runtime::backend::Backend;
 use latile_runtime::format::{Model, Precision};
 use latile_runtime::pipeline::budget::{Caller, Mode};
 use latile_runtime::pipeline::{
-    Budget, Generator, Options, Picture, PipelineError, Pixels, Plan, Strategy, Tiling,
+    Budget, Generator, Options, Picture, PipelineError, Pixels, Plan, Report, Scratch, Strategy,
+    Tiling,
 };
 use latile_tests::{exported, fixture};
 use std::collections::BTreeSet;
@@ -35,7 +36,7 @@ fn upscaled(
     plan: &Plan<'_>,
     backend: &CpuBackend,
     [height, width]: [usize; 2],
-) -> (Vec<f32>, usize) {
+) -> (Vec<f32>, Report) {
     let pixels: Vec<u8> = (0..height * width * 3).map(|i| (i * 37 % 253) as u8).collect();
     let picture = Picture { width, height, pixels: Pixels::Rgb8(&pixels) };
     let mut rows = Vec::new();
@@ -44,7 +45,7 @@ fn upscaled(
             rows.extend_from_slice(row);
         })
         .unwrap();
-    (rows, report.arena_bytes)
+    (rows, report)
 }
 
 /// Each session, made as it was planned, is what was planned.
@@ -72,6 +73,8 @@ fn budgets_are_kept_byte_for_byte() {
     let backends: Vec<CpuBackend> =
         (1..5).map(|n| CpuBackend::new(n, Level::best()).unwrap()).collect();
     let mut dice = Dice(Generator::new(11));
+    let scratch = Scratch::new(std::env::temp_dir());
+    let mut in_files = [0; 2];
     let (mut refused, mut seen) = (0, BTreeSet::new());
     for case in 0..CASES {
         let model = &models[dice.of(0..models.len())].model;
@@ -80,7 +83,10 @@ fn budgets_are_kept_byte_for_byte() {
         let options = Options {
             steps: Some(1),
             tiling: dice.pick(&[Tiling::Auto, Tiling::Exact, Tiling::Blend]),
+            eta: Some(dice.pick(&[0.0, 1.0])),
             consistency: Some(dice.pick(&[0.0, 1.0])),
+            // From the first byte on, from some size on, or not at all.
+            scratch: dice.pick(&[Some(0), Some(40_000), None]).map(|n| scratch.clone().at_least(n)),
             ..Options::default()
         };
         let caller = Caller {
@@ -111,10 +117,17 @@ fn budgets_are_kept_byte_for_byte() {
         assert!(strategy.peak() <= limit.max(least), "{strategy}");
         seen.insert((strategy.is_exact(), strategy.stages[1].choice.offer.way.clone()));
         check_sessions(&plan, model, backend);
+        in_files[0] += usize::from(strategy.scratch_bytes > 0);
         if case % RUN_EVERY == 0 {
-            let (rows, arena) = upscaled(&plan, backend, size);
+            let (rows, report) = upscaled(&plan, backend, size);
             let arenas = strategy.stages.each_ref().map(|s| s.choice.offer.arena_bytes);
-            assert_eq!(arena, arenas[0].max(arenas[1]));
+            assert_eq!(report.arena_bytes, arenas[0].max(arenas[1]));
+            assert_eq!(report.scratch_bytes, strategy.scratch_bytes);
+            if mode == Mode::Once {
+                let pipeline = strategy.stages.each_ref().map(|s| s.parts.pipeline);
+                assert_eq!(report.pipeline_bytes, pipeline[0].max(pipeline[1]));
+            }
+            in_files[1] += usize::from(strategy.scratch_bytes > 0);
             if strategy.is_exact() {
                 // However little memory it was given, an exact run is the whole frame's, bit for bit.
                 let exact = Options { tiling: Tiling::Exact, ..options.clone() };
@@ -124,6 +137,8 @@ fn budgets_are_kept_byte_for_byte() {
         }
     }
     println!("{refused} of {CASES} limits refused; ways taken: {seen:?}");
+    println!("{} with the latent in a file, {} of them run", in_files[0], in_files[1]);
+    assert!(in_files[0] > CASES / 20, "{in_files:?}");
     assert!(
         refused > CASES / 10 && refused < CASES / 2,
         "{refused} refused: the limits test one side only"

@@ -14,7 +14,7 @@ use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::{Backend, Residency};
 use latile_runtime::format::{Held, Model};
 use latile_runtime::pipeline::budget::{Parts, StagePlan, advised, mib};
-use latile_runtime::pipeline::{Budget, NormScope, Options, Pace, Plan, Strategy, Tiling};
+use latile_runtime::pipeline::{Budget, NormScope, Options, Pace, Plan, Scratch, Strategy, Tiling};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -135,6 +135,8 @@ struct Way<'a> {
     tile: [usize; 2],
     overlap: [usize; 2],
     peak_bytes: usize,
+    /// Of the file in which the latent is; 0 where it is in memory.
+    scratch_bytes: usize,
     gmac: f64,
     seconds: f64,
     stages: Vec<StageReport<'a>>,
@@ -194,6 +196,7 @@ impl<'a> Way<'a> {
             tile: strategy.grid.tile(),
             overlap: [strategy.grid.rows.overlap(), strategy.grid.cols.overlap()],
             peak_bytes: strategy.peak(),
+            scratch_bytes: strategy.scratch_bytes,
             gmac: strategy.macs() as f64 / 1e9,
             seconds: pace.seconds(strategy),
             stages: strategy.stages.iter().map(stage).collect(),
@@ -222,6 +225,8 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         overlap: args.overlap,
         tiling: args.tiling,
         norms: args.norms,
+        // Not opened: it is the upscale's, and there its output's folder.
+        scratch: Some(Scratch::new(".")),
         ..Options::default()
     };
     let plan = Plan::new(&model, width as usize, height as usize, &options)?;

@@ -5,7 +5,7 @@ mod frames;
 use crate::args::STANDARD;
 use crate::bundled;
 use crate::console::{bytes, say, say_json};
-use crate::exit::{Interrupted, Stopped, UsageError};
+use crate::exit::{FileError, Interrupted, Stopped, UsageError};
 use crate::interrupt::Interrupt;
 use crate::memory::{self, peak_rss_bytes};
 use crate::output;
@@ -17,10 +17,11 @@ use crate::tensors;
 use anyhow::anyhow;
 use argh::FromArgs;
 use latile_runtime::format::{Held, Spacing};
-use latile_runtime::pipeline::budget::Mode;
+use latile_runtime::persist;
+use latile_runtime::pipeline::budget::{Mode, advised};
 use latile_runtime::pipeline::{
     self, Budget, GivenNoise, NoiseTensor, NormScope, Options, PipelineError, Pixels, Plan, Resume,
-    Stage, Strategy, Tiling,
+    Scratch, Stage, Strategy, Tiling,
 };
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -86,6 +87,11 @@ pub(crate) struct Args {
     /// are powers of 1024
     #[argh(option, from_str_fn(memory::parse), arg_name = "size")]
     pub(crate) memory: Option<usize>,
+
+    /// where the latent of a large picture may stand when --memory leaves no room for it: a folder on a
+    /// disk; by default that of the output, with --frames none
+    #[argh(option, arg_name = "dir")]
+    pub(crate) scratch: Option<PathBuf>,
 
     /// exact (the whole frame at once), blend (overlapping tiles where the picture is larger than one), or
     /// auto: exact where --memory allows it at less than 1.5 times the work (default auto)
@@ -189,6 +195,8 @@ struct Report<'a> {
     arena_bytes: usize,
     weight_bytes: usize,
     pipeline_bytes: usize,
+    /// The file in which the latent was; 0 where it was in memory.
+    scratch_bytes: usize,
     /// What the process was to have at most.
     planned_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
@@ -232,7 +240,15 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         None => plan,
         Some(resume) => plan.going_on(resume),
     };
-    let plan = plan.within(&backend, &budget(&input, &options, &form, encoding, args))?;
+    let may_take = |encoding| budget(&input, &options, &form, encoding, args);
+    let plan = plan.within(&backend, &may_take(encoding)).map_err(|e| match (&e, encoding) {
+        (PipelineError::Budget { .. }, Encoding::WebP) => instead_of_webp(e, || {
+            let plan = Plan::new(&model, size.0, size.1, &options)?;
+            plan.within(&backend, &may_take(Encoding::Png))
+        }),
+        _ => e.into(),
+    })?;
+    memory::warn_of_scratch(&plan, &options);
     let opacity = input.opacity.take().map(|a| {
         Enlarger::new(a, (input.width, input.height), (width, height))
             .ok_or_else(|| anyhow!("the opacity channel has another size than the picture"))
@@ -249,17 +265,9 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut progress = Progress::new("upscale", Unit::Macs);
     let start = Instant::now();
     let report = {
-        let unit = match &input.rgb {
-            Samples::Eight(_) => Vec::new(),
-            deep => {
-                let mut unit = deep.to_unit();
-                unit.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-                unit
-            }
-        };
         let pixels = match &input.rgb {
             Samples::Eight(v) => Pixels::Rgb8(v),
-            Samples::Sixteen(_) => Pixels::Unit(&unit),
+            Samples::Sixteen(v) => Pixels::Rgb16(v),
         };
         let picture = pipeline::Picture { width: size.0, height: size.1, pixels };
         let on_progress = &mut |p: &pipeline::Progress| {
@@ -325,6 +333,7 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
         arena_bytes: report.arena_bytes,
         weight_bytes: report.weight_bytes,
         pipeline_bytes: report.pipeline_bytes,
+        scratch_bytes: report.scratch_bytes,
         planned_bytes: plan.strategy().map(Strategy::peak),
         peak_rss_bytes: peak_rss_bytes(),
     };
@@ -382,7 +391,42 @@ fn options(args: &Args) -> anyhow::Result<Options> {
         tiling: args.tiling,
         norms: args.norms,
         noise: args.noise.as_deref().map(read_noise).transpose()?,
+        scratch: scratch(args)?,
     })
+}
+
+/// Where the latent may stand instead of in memory. A stream's output is often no file, and a latent that is
+/// written for each frame is worth asking for.
+fn scratch(args: &Args) -> anyhow::Result<Option<Scratch>> {
+    let folder = match (&args.scratch, &args.frames) {
+        (Some(_), _) if args.memory.is_none() => {
+            let why = "--scratch is for --memory, without which the latent stays in memory";
+            return Err(UsageError(why.to_owned()).into());
+        }
+        (Some(folder), _) if !folder.is_dir() => {
+            let source = std::io::Error::other("it is not a folder; create it first");
+            return Err(FileError { action: "use", path: folder.clone(), source }.into());
+        }
+        (Some(folder), _) => folder,
+        (None, Some(_)) => return Ok(None),
+        (None, None) => persist::folder(&args.output),
+    };
+    Ok(Some(Scratch::new(folder)))
+}
+
+/// What there is to do about a refusal where the result was to be a WebP; `png` plans the same for a PNG.
+fn instead_of_webp<'a>(
+    refused: PipelineError,
+    png: impl FnOnce() -> Result<Plan<'a>, PipelineError>,
+) -> anyhow::Error {
+    let suffices = match png() {
+        Ok(_) => "this memory".to_owned(),
+        Err(PipelineError::Budget { smallest, .. }) => format!("--memory {}", advised(smallest)),
+        Err(_) => return refused.into(),
+    };
+    anyhow::Error::from(refused).context(format!(
+        "a WebP is collected in memory before it is written; end the output in .png, which is written row by row: {suffices} then suffices"
+    ))
 }
 
 /// The file that keeps the run. The output must be another: it would be replaced, then removed.

@@ -82,14 +82,6 @@ impl Samples {
         }
     }
 
-    /// All samples on the scale 0 to 1.
-    pub(crate) fn to_unit(&self) -> Vec<f32> {
-        match self {
-            Self::Eight(v) => v.iter().map(|&s| f32::from(s) / 255.0).collect(),
-            Self::Sixteen(v) => v.iter().map(|&s| f32::from(s) / 65535.0).collect(),
-        }
-    }
-
     /// Whether every sample has its largest value.
     fn all_full(&self) -> bool {
         match self {

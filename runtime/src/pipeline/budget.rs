@@ -12,7 +12,11 @@
 //! resident at once. Stages follow each other, and sessions give back arena and weights between them: a
 //! strategy's price in memory is that of its largest stage, in work their sum. In a [`Runner`](super::Runner)
 //! both stand at once, and weights that are part of the program are never given back.
+//!
+//! Where the caller names a folder, each strategy comes twice: with the latent in memory, and with the latent
+//! in a file there, which takes two rows of it, and whose bytes read and written count as work.
 
+use super::field::Scratch;
 use super::plan::{PipelineError, Plan, Stage};
 use super::resume::{self, Resume};
 use super::tiles::{Grid, Tiling};
@@ -24,6 +28,10 @@ use std::fmt;
 /// What reading a byte of weights again counts, in multiply-accumulates: pages that were dropped come back
 /// from the system's cache at some GB/s, while a machine computes some ten GMAC/s.
 pub const MACS_PER_BYTE: u64 = 10;
+/// What a byte of a scratch file counts, read or written: a memory card moves some 40 MB/s beside a processor
+/// of 20 GMAC/s, an SSD some 400 MB/s beside one of 200. So a file is taken where it saves more than it costs
+/// on such machines, and never where there is room in memory.
+pub const MACS_PER_FILE_BYTE: u64 = 500;
 /// How much more work an exact run may be than a blended one, in halves, and still be preferred where the
 /// caller leaves it open: seams and a drift of tone are worth that much to avoid, and no more.
 const EXACT_HALVES: u64 = 3;
@@ -198,13 +206,16 @@ pub struct StagePlan {
     pub rereads: u64,
     /// What stands in memory meanwhile, of all sessions.
     pub parts: Parts,
+    /// Bytes of the latent that it reads and writes where that is in a file.
+    pub file_bytes: u64,
 }
 
 impl StagePlan {
-    /// Its work in multiply-accumulates; see [`Choice::work`].
+    /// Its work in multiply-accumulates; see [`Choice::work`] and [`MACS_PER_FILE_BYTE`].
     #[must_use]
     pub fn work(&self) -> u64 {
-        self.choice.work(self.runs, self.rereads)
+        let file = self.file_bytes.saturating_mul(MACS_PER_FILE_BYTE);
+        self.choice.work(self.runs, self.rereads).saturating_add(file)
     }
 
     /// Its multiply-accumulates.
@@ -225,6 +236,8 @@ pub struct Strategy {
     pub finish: Parts,
     /// The most bytes that the process had before the run.
     pub so_far: usize,
+    /// Bytes of the file that the latent stands in; 0: it stands in memory.
+    pub scratch_bytes: usize,
 }
 
 impl Strategy {
@@ -274,7 +287,10 @@ impl fmt::Display for Strategy {
                 f.write_str(" with weights dropped")?;
             }
         }
-        Ok(())
+        match self.scratch_bytes {
+            0 => Ok(()),
+            bytes => write!(f, ", the latent in a file of {}", mib(bytes)),
+        }
     }
 }
 
@@ -481,9 +497,16 @@ impl Plan<'_> {
             Ok(Choice::all(offers).collect())
         };
         let (unets, decoders) = (choices(Stage::Denoise)?, choices(Stage::Decode)?);
+        let takes = |s: &Scratch| s.takes(self.latent_bytes());
+        let places: &[bool] = if self.options.scratch.as_ref().is_some_and(takes) {
+            &[false, true]
+        } else {
+            &[false]
+        };
         let pairs = unets.iter().flat_map(|u| decoders.iter().map(move |d| (u, d)));
+        let pairs = pairs.flat_map(|(u, d)| places.iter().map(move |&in_file| (u, d, in_file)));
         let mut found: Vec<Strategy> =
-            pairs.map(|(u, d)| self.strategy_of(budget, &grid, u, d)).collect();
+            pairs.map(|(u, d, in_file)| self.strategy_of(budget, &grid, [u, d], in_file)).collect();
         found.sort_by_key(|s| (s.peak(), s.work(), s.drops()));
         let mut best = (u64::MAX, usize::MAX);
         found.retain(|s| {
@@ -495,18 +518,33 @@ impl Plan<'_> {
         Ok(found)
     }
 
-    /// `grid` run in these ways.
+    /// Bytes that either stage moves from and to a file with the latent: each tile's window once a step, and
+    /// the first noise; each row, once to be moved on, and once for the noise of a step.
+    fn file_bytes(&self, grid: &Grid) -> [u64; 2] {
+        let [h, w] = grid.tile();
+        let channels = self.latent.channels as usize;
+        let tiles = (grid.tiles() + self.gathered(grid)) as u64;
+        let windows = tiles.saturating_mul((h * w * channels * size_of::<f32>()) as u64);
+        let passes = if self.schedule.eta > 0.0 { 4 } else { 2 };
+        let latent = self.latent_bytes() as u64;
+        let step = windows.saturating_add(latent.saturating_mul(passes));
+        let steps = step.saturating_mul(self.schedule.steps.len() as u64);
+        [steps.saturating_add(latent), windows]
+    }
+
+    /// `grid` run in these ways, the latent in memory or `in_file`.
     fn strategy_of(
         &self,
         budget: &Budget,
         grid: &Grid,
-        unet: &Choice,
-        decoder: &Choice,
+        [unet, decoder]: [&Choice; 2],
+        in_file: bool,
     ) -> Strategy {
         let Caller { input, result, finish } = budget.caller;
         let base = budget.base;
         let [denoise, decode] = self.stage_bytes(grid);
-        let latent = self.latent_bytes();
+        let latent = self.field_bytes(in_file);
+        let file_bytes = if in_file { self.file_bytes(grid) } else { [0; 2] };
         let sum = |bytes: &[usize]| bytes.iter().fold(0, |sum: usize, &b| sum.saturating_add(b));
         let arenas = [unet, decoder].map(|c| c.offer.arena_bytes);
         let weights = [unet, decoder].map(Choice::weight_bytes);
@@ -542,16 +580,17 @@ impl Plan<'_> {
             ],
         };
         let tiles = (grid.tiles() + self.gathered(grid)) as u64;
-        let stage = |stage, choice: &Choice, runs: u64, parts| {
+        let stage = |stage, choice: &Choice, runs: u64, i: usize| {
             // Between the frames of a stream weights go as between the runs of one.
             let rereads = if budget.mode == Mode::Warm { runs } else { runs.saturating_sub(1) };
-            StagePlan { stage, choice: choice.clone(), runs, rereads, parts }
+            let (parts, file_bytes) = (parts[i], file_bytes[i]);
+            StagePlan { stage, choice: choice.clone(), runs, rereads, parts, file_bytes }
         };
         Strategy {
             grid: grid.clone(),
             stages: [
-                stage(Stage::Denoise, unet, tiles * self.schedule.steps.len() as u64, parts[0]),
-                stage(Stage::Decode, decoder, tiles, parts[1]),
+                stage(Stage::Denoise, unet, tiles * self.schedule.steps.len() as u64, 0),
+                stage(Stage::Decode, decoder, tiles, 1),
             ],
             finish: Parts {
                 base,
@@ -560,6 +599,7 @@ impl Plan<'_> {
                 ..Parts::default()
             },
             so_far: budget.so_far,
+            scratch_bytes: if in_file { self.latent_bytes() } else { 0 },
         }
     }
 }

@@ -18,6 +18,7 @@ impl<'a> Condition<'a> {
     ) -> Result<Self, PipelineError> {
         let found = match picture.pixels {
             Pixels::Rgb8(p) => p.len(),
+            Pixels::Rgb16(p) => p.len(),
             Pixels::Unit(p) => p.len(),
         };
         let refuse = |why: String| Err(PipelineError::Picture(why));
@@ -50,6 +51,7 @@ impl<'a> Condition<'a> {
         let start = (reflect(y, height) * width + reflect(x, width)) * RGB;
         std::array::from_fn(|c| match self.picture.pixels {
             Pixels::Rgb8(p) => 2.0 * (f32::from(p[start + c]) / 255.0) - 1.0,
+            Pixels::Rgb16(p) => 2.0 * (f32::from(p[start + c]) / 65535.0) - 1.0,
             Pixels::Unit(p) => p[start + c],
         })
     }

@@ -42,54 +42,62 @@ struct Window {
 }
 
 /// Bicubic resampling along one axis, from `n` elements to `n · den / num`; one of the two is 1. Outputs
-/// whose kernel is whole share the weights of their phase, of which there are `den`.
+/// whose kernel is whole repeat with a period of `den`, of which one is kept: a filter does not grow with the
+/// axis.
 #[derive(Debug)]
 struct Filter {
+    num: usize,
+    den: usize,
+    outputs: usize,
+    /// Of the first three periods and the last two.
     windows: Vec<Window>,
     weights: Vec<f32>,
 }
 
 impl Filter {
-    /// Outputs, and weights that are kept: those of the phases, and of two phases' lengths at either end,
-    /// where kernels are cut.
+    /// Outputs, and windows that are kept: those of a period, and of two at either end, where kernels are cut.
     fn extent(inputs: usize, num: usize, den: usize) -> [usize; 2] {
         let outputs = inputs * den / num;
-        [outputs, outputs.min(5 * den) * 4 * num]
+        [outputs, outputs.min(5 * den)]
     }
 
     fn bytes(inputs: usize, num: usize, den: usize) -> usize {
-        let [outputs, weights] = Self::extent(inputs, num, den);
-        outputs * size_of::<Window>() + weights * size_of::<f32>()
+        let [_, kept] = Self::extent(inputs, num, den);
+        kept * (size_of::<Window>() + 4 * num * size_of::<f32>())
     }
 
     fn new(inputs: usize, num: usize, den: usize) -> Option<Self> {
         let [outputs, kept] = Self::extent(inputs, num, den);
-        let mut windows: Vec<Window> = reserve(outputs)?;
-        let mut weights = reserve(kept)?;
+        let mut windows: Vec<Window> = reserve(kept)?;
+        let mut weights = reserve(kept * 4 * num)?;
         let (n, d) = (num as i64, den as i64);
-        for i in 0..outputs {
+        let begin = kept.min(3 * den);
+        for i in (0..begin).chain(outputs - (kept - begin)..outputs) {
             // Output i lies at `twice / 2d` on the inputs' axis, and the kernel reaches 2n to either side.
             let twice = (2 * i as i64 + 1) * n;
             let start = (twice - 4 * n * d + d).div_euclid(2 * d).max(0);
             let end = (twice + 4 * n * d + d).div_euclid(2 * d).min(inputs as i64);
-            let at = if i >= 3 * den && i + 2 * den < outputs {
-                windows[i - den].weights
-            } else {
-                let value = |x: i64| keys(((2 * x + 1) * d - twice) as f64 / (2 * d * n) as f64);
-                let sum: f64 = (start..end).map(value).sum();
-                weights.extend((start..end).map(|x| (value(x) / sum) as f32));
-                weights.len() - (end - start) as usize
-            };
+            let value = |x: i64| keys(((2 * x + 1) * d - twice) as f64 / (2 * d * n) as f64);
+            let sum: f64 = (start..end).map(value).sum();
+            let at = weights.len();
+            weights.extend((start..end).map(|x| (value(x) / sum) as f32));
             let (start, count) = (start as usize, (end - start) as usize);
             windows.push(Window { start, count, weights: at });
         }
-        Some(Self { windows, weights })
+        Some(Self { num, den, outputs, windows, weights })
     }
 
     /// The first input of output `i`, and the weights from there on.
     fn at(&self, i: usize) -> (usize, &[f32]) {
-        let w = self.windows[i];
-        (w.start, &self.weights[w.weights..][..w.count])
+        let (begin, behind) = (3 * self.den, self.outputs - i);
+        let (at, periods) = match i {
+            _ if i < begin => (i, 0),
+            _ if behind <= 2 * self.den => (self.windows.len() - behind, 0),
+            // The third period, so many further on.
+            _ => (2 * self.den + (i - begin) % self.den, 1 + (i - begin) / self.den),
+        };
+        let w = self.windows[at];
+        (w.start + periods * self.num, &self.weights[w.weights..][..w.count])
     }
 
     /// Resamples a row of interleaved pixels.
@@ -320,6 +328,36 @@ fn push(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What repeats is kept once, and is what each output would have by itself.
+    #[test]
+    fn a_filter_does_not_grow_with_its_axis() {
+        for (num, den) in [(1, 1), (4, 1), (1, 4), (8, 1), (1, 8), (1, 3)] {
+            for inputs in (1..60).chain([5000]).map(|n| n * num) {
+                let filter = Filter::new(inputs, num, den).unwrap();
+                assert!(filter.windows.len() <= 5 * den);
+                let (n, d) = (num as f64, den as f64);
+                for i in 0..inputs * den / num {
+                    // Centre and reach on the inputs' axis; an input counts where its centre is within it.
+                    let centre = (i as f64 + 0.5) * n / d;
+                    let within = |x: &usize| (*x as f64 + 0.5 - centre).abs() < 2.0 * n;
+                    let (start, weights) = filter.at(i);
+                    let end = start + weights.len();
+                    assert!((start..end).all(|x| x < inputs));
+                    let near = (centre - 3.0 * n).max(0.0) as usize;
+                    for x in (near..inputs.min((centre + 3.0 * n) as usize + 1)).filter(within) {
+                        assert!((start..end).contains(&x), "{inputs} {num}/{den}: {i}, {x}");
+                    }
+                    let value = |x: usize| keys((x as f64 + 0.5 - centre) / n);
+                    let sum: f64 = (start..end).map(value).sum();
+                    for (x, &w) in (start..).zip(weights) {
+                        assert!((f64::from(w) - value(x) / sum).abs() < 1e-6, "{inputs}: {i}, {x}");
+                    }
+                }
+            }
+        }
+        assert_eq!(Consistency::bytes([90, 64], 4), Consistency::bytes([9_000, 64], 4));
+    }
 
     #[test]
     fn bytes_are_what_is_allocated() {

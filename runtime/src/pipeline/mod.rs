@@ -3,8 +3,8 @@
 //!
 //! Lives here: noise as `torch.randn` draws it ([`noise`]), DDIM ([`schedule`]), the grid of overlapping
 //! tiles and their blending ([`tiles`]), back-projection onto the input ([`mod@consistency`]), what is checked
-//! before the first pixel ([`plan`]), the choice of a way that fits into memory ([`budget`]), how fast that
-//! will be ([`pace`]), super-resolution as its caller sees it ([`mod@upscale`]), the run itself
+//! before the first pixel ([`plan`]), the choice of a way that fits into memory ([`budget`]), the latent in
+//! memory or in a file ([`field`]), how fast that will be ([`pace`]), super-resolution as its caller sees it ([`mod@upscale`]), the run itself
 //! ([`run`]), and what of it is kept for a run to go on after a power cut ([`resume`]). Hardware is reached
 //! through [`crate::backend`] alone; tiles run one after the other on one thread, and the backend shares the
 //! work inside each.
@@ -12,6 +12,7 @@
 pub mod budget;
 mod condition;
 pub mod consistency;
+pub mod field;
 pub mod noise;
 pub mod pace;
 pub mod plan;
@@ -23,6 +24,7 @@ pub mod upscale;
 
 pub use budget::{Budget, Caller, Strategies, Strategy};
 pub use consistency::Consistency;
+pub use field::Scratch;
 pub use noise::Generator;
 pub use pace::Pace;
 pub use plan::{GivenNoise, NoiseTensor, NormScope, Options, PipelineError, Plan, Stage};

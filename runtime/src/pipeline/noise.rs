@@ -99,19 +99,6 @@ impl Generator {
         }
     }
 
-    /// Draws `torch.randn(1, channels, h, w)` and calls `put(i, value)` with each value's place `i` in
-    /// NHWC order, where `pixels` is `h · w`.
-    pub fn randn_nhwc(&mut self, channels: usize, pixels: usize, mut put: impl FnMut(usize, f32)) {
-        let (mut channel, mut pixel) = (0, 0);
-        self.randn(channels * pixels, |_, value| {
-            put(pixel * channels + channel, value);
-            pixel += 1;
-            if pixel == pixels {
-                (channel, pixel) = (channel + 1, 0);
-            }
-        });
-    }
-
     /// Sixteen normals from sixteen uniforms: element `j` of the first half gives the radius, its partner
     /// in the second half the angle.
     fn group(&mut self) -> [f32; GROUP] {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes of dropped weights that come back in a second, where the system still has them in its cache.
 const REREAD_PER_SECOND: f64 = 2e9;
+/// Bytes of a scratch file that are read or written in a second, where much of it is in the system's cache.
+const FILE_PER_SECOND: f64 = 4e8;
 
 /// Multiply-accumulates a second, by component.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +50,8 @@ impl Pace {
             Stage::Decode => self.decoder,
         };
         let reread = stage.choice.reread_bytes(stage.rereads) as f64;
-        stage.macs() as f64 / rate + reread / REREAD_PER_SECOND
+        let file = stage.file_bytes as f64;
+        stage.macs() as f64 / rate + reread / REREAD_PER_SECOND + file / FILE_PER_SECOND
     }
 
     /// Seconds that a run will take.

@@ -4,6 +4,7 @@
 
 use super::budget::{Strategy, advised, mib};
 use super::consistency::Consistency;
+use super::field::{Field, Scratch};
 use super::resume::ResumeError;
 use super::schedule::{Schedule, ScheduleError};
 use super::tiles::{Grid, TileError, Tiling};
@@ -13,6 +14,7 @@ use crate::format::{
 };
 use crate::graph::{Graph, ShapeError, ValueKind};
 use crate::tensor::Shape;
+use std::path::PathBuf;
 
 /// Channels of a picture.
 pub const RGB: usize = 3;
@@ -143,6 +145,21 @@ pub enum PipelineError {
         /// What for.
         what: &'static str,
     },
+    /// The file that the latent stands in cannot be had, or fails.
+    #[error(
+        "cannot {action} the scratch file of {} in folder {}, which holds the latent because the memory allowed has no room for it: {source}; make room there, name another folder (--scratch), or allow {} more (--memory)",
+        mib(*.bytes), folder.display(), mib(*.bytes)
+    )]
+    Scratch {
+        /// `make`, `read`, `write`.
+        action: &'static str,
+        /// Where.
+        folder: PathBuf,
+        /// Of the whole file.
+        bytes: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file that keeps what is finished is of another run, damaged, or cannot be written.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -196,6 +213,8 @@ pub struct Options {
     pub norms: NormScope,
     /// Noise in place of the seed's.
     pub noise: Option<GivenNoise>,
+    /// Where a latent for which a budget has no room may stand instead; by default nowhere.
+    pub scratch: Option<Scratch>,
 }
 
 /// Of what the GroupNorms of a tile take mean and variance. A picture of one tile is its own.
@@ -389,17 +408,28 @@ impl<'a> Plan<'a> {
         stages.filter(|s| s.stage == stage).map(|s| s.choice.room()).next().unwrap_or_default()
     }
 
-    /// Bytes of the latent and of one stage's buffers, at the stage that needs more. The picture that
-    /// comes in and the one that goes out are the caller's.
+    /// Bytes of memory of the latent and of one stage's buffers, at the stage that needs more. The picture
+    /// that comes in and the one that goes out are the caller's.
     #[must_use]
     pub fn pipeline_bytes(&self) -> usize {
         let [denoise, decode] = self.stage_bytes(&self.grid);
-        self.latent_bytes() + denoise.max(decode)
+        self.field_bytes(self.scratch().is_some()) + denoise.max(decode)
     }
 
     /// Bytes of the latent.
     pub(super) fn latent_bytes(&self) -> usize {
-        self.padded[0] * self.padded[1] * self.latent.channels as usize * size_of::<f32>()
+        self.field_bytes(false)
+    }
+
+    /// Bytes of memory that the latent takes, in memory or `in_file`.
+    pub(super) fn field_bytes(&self, in_file: bool) -> usize {
+        Field::bytes(self.padded, self.latent.channels as usize, in_file)
+    }
+
+    /// Where the latent stands, if not in memory.
+    pub(super) fn scratch(&self) -> Option<&Scratch> {
+        let in_file = self.strategy.as_ref().is_some_and(|s| s.scratch_bytes > 0);
+        self.options.scratch.as_ref().filter(|_| in_file)
     }
 
     /// Bytes of either stage's buffers where the tiles are those of `grid`.

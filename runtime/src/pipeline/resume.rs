@@ -32,7 +32,8 @@
 //!
 //! Numbers are little-endian.
 
-use super::plan::{Plan, RGB};
+use super::field::Field;
+use super::plan::{PipelineError, Plan, RGB};
 use super::tiles::Grid;
 use super::upscale::{Picture, Pixels};
 use crate::persist::{Output, PersistError, sweep};
@@ -296,6 +297,11 @@ impl Plan<'_> {
                 hash.add(v);
                 format!("8 bits, {:016x}", hash.0)
             }
+            Pixels::Rgb16(v) => {
+                let mut hash = Fnv::new();
+                v.iter().for_each(|v| hash.add(&v.to_le_bytes()));
+                format!("16 bits, {:016x}", hash.0)
+            }
             Pixels::Unit(v) => format!("floats, {:016x}", Fnv::floats(v)),
         };
         let noise = match &self.options.noise {
@@ -368,8 +374,8 @@ impl<'r> Journal<'r> {
     pub(super) fn open(
         resume: &'r Resume,
         identity: Identity,
-        latent: &mut [f32],
-    ) -> Result<Self, ResumeError> {
+        latent: &mut Field,
+    ) -> Result<Self, PipelineError> {
         let mut journal = Self {
             resume,
             identity: serde_json::to_vec(&identity)
@@ -391,7 +397,7 @@ impl<'r> Journal<'r> {
                 );
             }
             Err(e) if e.kind() == ErrorKind::NotFound => journal.save(0, latent)?,
-            Err(e) => return Err(resume.io("read", e)),
+            Err(e) => return Err(resume.io("read", e).into()),
         }
         Ok(journal)
     }
@@ -406,35 +412,45 @@ impl<'r> Journal<'r> {
         self.recalled
     }
 
-    fn load(&mut self, file: File, here: &Identity, latent: &mut [f32]) -> Result<(), ResumeError> {
+    fn load(
+        &mut self,
+        file: File,
+        here: &Identity,
+        latent: &mut Field,
+    ) -> Result<(), PipelineError> {
         let resume = self.resume;
         let meta = file.metadata().map_err(|e| resume.io("read", e))?;
         if !meta.is_file() {
-            return Err(resume.io("read", io::Error::other("it is not a regular file")));
+            return Err(resume.io("read", io::Error::other("it is not a regular file")).into());
         }
         let mut file = BufReader::new(file);
         let Head { step, elements, identity: there, len } = resume.head(&mut file)?;
         let differs = differences(&there, here);
         if !differs.is_empty() {
-            return Err(ResumeError::Other { path: resume.path.clone(), differs });
+            return Err(ResumeError::Other { path: resume.path.clone(), differs }.into());
         }
         let steps = here.iter().find(|(name, _)| name == "steps").and_then(|(_, v)| v.parse().ok());
         if elements != latent.len() as u64 || steps.is_none_or(|steps: usize| step > steps) {
-            return Err(resume.damaged("its header makes no sense"));
+            return Err(resume.damaged("its header makes no sense").into());
         }
         let (mut crc, mut sum) = (0, [0; 4]);
         let mut chunk = [0u8; 1 << 12];
-        for values in latent.chunks_mut(chunk.len() / 4) {
-            let bytes = &mut chunk[..values.len() * 4];
-            resume.read(&mut file, bytes)?;
-            crc = crc32c::crc32c_append(crc, bytes);
-            for (v, b) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *v = f32::from_le_bytes(*b);
-            }
+        for y in 0..latent.height() {
+            latent.replace(y, |row| {
+                for values in row.chunks_mut(chunk.len() / 4) {
+                    let bytes = &mut chunk[..values.len() * 4];
+                    resume.read(&mut file, bytes)?;
+                    crc = crc32c::crc32c_append(crc, bytes);
+                    for (v, b) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        *v = f32::from_le_bytes(*b);
+                    }
+                }
+                Ok(())
+            })?;
         }
         resume.read(&mut file, &mut sum)?;
         if crc != u32::from_le_bytes(sum) {
-            return Err(resume.damaged("its latent does not have its checksum"));
+            return Err(resume.damaged("its latent does not have its checksum").into());
         }
         self.step = step;
         let base = (len + latent.len() * 4 + 4) as u64;
@@ -447,9 +463,9 @@ impl<'r> Journal<'r> {
     pub(super) fn reach(
         &mut self,
         step: usize,
-        latent: &[f32],
+        latent: &mut Field,
         must: bool,
-    ) -> Result<(), ResumeError> {
+    ) -> Result<(), PipelineError> {
         if step == self.step {
             return Ok(());
         }
@@ -460,14 +476,14 @@ impl<'r> Journal<'r> {
         Ok(())
     }
 
-    fn save(&mut self, step: usize, latent: &[f32]) -> Result<(), ResumeError> {
+    fn save(&mut self, step: usize, latent: &mut Field) -> Result<(), PipelineError> {
         let begun = Instant::now();
         // What was open is replaced.
         self.mode = Mode::Pass;
         let path = &self.resume.path;
-        let mut output = Output::create(path, true)?;
-        self.write_base(output.file(), step, latent).map_err(|e| self.resume.io("write", e))?;
-        output.commit()?;
+        let mut output = Output::create(path, true).map_err(ResumeError::from)?;
+        self.write_base(output.file(), step, latent)?;
+        output.commit().map_err(ResumeError::from)?;
         let file = File::options().append(true).open(path);
         self.mode = Mode::Append(file.map_err(|e| self.resume.io("write", e))?);
         self.step = step;
@@ -475,7 +491,13 @@ impl<'r> Journal<'r> {
         Ok(())
     }
 
-    fn write_base(&self, file: &mut File, step: usize, latent: &[f32]) -> io::Result<()> {
+    fn write_base(
+        &self,
+        file: &mut File,
+        step: usize,
+        latent: &mut Field,
+    ) -> Result<(), PipelineError> {
+        let failed = |e| self.resume.io("write", e);
         let mut file = BufWriter::new(file);
         let mut head = MAGIC.to_vec();
         head.extend(VERSION.to_le_bytes());
@@ -483,16 +505,18 @@ impl<'r> Journal<'r> {
         head.extend((latent.len() as u64).to_le_bytes());
         head.extend((self.identity.len() as u32).to_le_bytes());
         head.extend(&self.identity);
-        file.write_all(&head)?;
-        file.write_all(&crc32c::crc32c(&head).to_le_bytes())?;
+        file.write_all(&head).map_err(failed)?;
+        file.write_all(&crc32c::crc32c(&head).to_le_bytes()).map_err(failed)?;
         let mut crc = 0;
-        for v in latent {
-            let bytes = v.to_le_bytes();
-            crc = crc32c::crc32c_append(crc, &bytes);
-            file.write_all(&bytes)?;
+        for y in 0..latent.height() {
+            for v in latent.row(y)? {
+                let bytes = v.to_le_bytes();
+                crc = crc32c::crc32c_append(crc, &bytes);
+                file.write_all(&bytes).map_err(failed)?;
+            }
         }
-        file.write_all(&crc.to_le_bytes())?;
-        file.flush()
+        file.write_all(&crc.to_le_bytes()).map_err(failed)?;
+        Ok(file.flush().map_err(failed)?)
     }
 
     /// The disk has been waited for since `begun`.

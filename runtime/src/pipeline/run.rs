@@ -11,6 +11,7 @@
 
 use super::condition::Condition;
 use super::consistency::Consistency;
+use super::field::{Field, Planes};
 use super::noise::Generator;
 use super::plan::{GivenNoise, PipelineError, Plan, RGB, Stage};
 use super::resume::{Journal, Resume};
@@ -93,7 +94,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Report, PipelineError> {
         let condition = Condition::new(picture, self.size)?;
         let mut latent = self.make_latent()?;
-        let mut noise = self.initial_latent(&mut latent);
+        let mut noise = self.initial_latent(&mut latent)?;
         let mut journal = match resume {
             None => None,
             Some(resume) => Some(Journal::open(resume, self.identity(&picture), &mut latent)?),
@@ -103,13 +104,13 @@ impl<'a> Plan<'a> {
         let mut unet = None;
         if first < self.schedule.steps.len() {
             let mut stage = Denoiser::new(self, backend)?;
-            noise.skip(first, self.latent.channels as usize, latent.len());
+            noise.skip(first, latent.len());
             stage.run(self, &condition, &mut latent, &mut noise, &mut meter, journal.as_mut())?;
             unet = Some(stage.session.stats());
         }
         meter.decode();
         let mut stage = Decoder::new(self, backend)?;
-        stage.run(self, &latent, &condition, &mut meter, journal.as_mut(), sink)?;
+        stage.run(self, &mut latent, &condition, &mut meter, journal.as_mut(), sink)?;
         meter.finish()?;
         let decoder = stage.session.stats();
         let unet = unet.as_ref().unwrap_or(&decoder);
@@ -144,11 +145,11 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn runner_bytes(&self) -> usize {
         let [denoise, decode] = self.stage_bytes(&self.grid);
-        self.latent_bytes() + denoise + decode
+        self.field_bytes(self.scratch().is_some()) + denoise + decode
     }
 
-    fn make_latent(&self) -> Result<Vec<f32>, PipelineError> {
-        buffer(self.latent_bytes() / size_of::<f32>(), 0f32, "the latent")
+    fn make_latent(&self) -> Result<Field, PipelineError> {
+        Field::new(self.padded, self.latent.channels as usize, self.scratch())
     }
 
     fn meter<'p, 'f>(&self, on_progress: &'p mut OnProgress<'f>, first: usize) -> Meter<'p, 'f> {
@@ -198,6 +199,7 @@ impl<'a> Plan<'a> {
             arena_bytes: 0,
             weight_bytes: 0,
             pipeline_bytes: 0,
+            scratch_bytes: self.scratch().map_or(0, |_| self.latent_bytes()),
         }
     }
 
@@ -223,27 +225,24 @@ impl<'a> Plan<'a> {
         Ok(session)
     }
 
-    /// Fills `latent` (NHWC) with what the run begins with; the noise of the steps comes after it in the
-    /// same sequence. DDIM's initial deviation is 1.
-    fn initial_latent(&self, latent: &mut [f32]) -> StepNoise<'_> {
-        let channels = self.latent.channels as usize;
-        let pixels = latent.len() / channels;
+    /// Fills `latent` with what the run begins with; the noise of the steps comes after it in the same
+    /// sequence. DDIM's initial deviation is 1.
+    fn initial_latent(&self, latent: &mut Field) -> Result<StepNoise<'_>, PipelineError> {
         let mut generator = Generator::new(self.options.seed);
         let given = self.options.noise.as_ref();
-        // Drawn even where noise was given, so that the noise of the steps is the seed's either way.
-        generator.randn_nhwc(channels, pixels, |i, value| latent[i] = value);
-        if let Some(GivenNoise { initial, .. }) = given {
-            for (c, plane) in initial.data.chunks_exact(pixels).enumerate() {
-                for (pixel, &value) in plane.iter().enumerate() {
-                    latent[pixel * channels + c] = value;
-                }
+        match given {
+            None => latent.fill(Planes::Drawn(&mut generator))?,
+            Some(GivenNoise { initial, .. }) => {
+                // Drawn all the same, so that the noise of the steps is the seed's either way.
+                generator.randn(latent.len(), |_, _| ());
+                latent.fill(Planes::Given(&initial.data))?;
             }
         }
-        StepNoise {
+        Ok(StepNoise {
             generator,
             given: given.and_then(|g| g.eta.as_ref()).map(|t| &t.data[..]),
             draw: self.schedule.eta > 0.0,
-        }
+        })
     }
 
     /// The last stage, where it is wanted.
@@ -269,7 +268,7 @@ impl<'a> Plan<'a> {
 /// still instead of flickering.
 pub struct Runner<'p, 'a> {
     plan: &'p Plan<'a>,
-    latent: Vec<f32>,
+    latent: Field,
     denoiser: Denoiser<'a>,
     decoder: Decoder<'a>,
     report: Report,
@@ -302,11 +301,11 @@ impl Runner<'_, '_> {
             self.decoder.empty(plan)?;
         }
         self.whole = false;
-        let mut noise = plan.initial_latent(&mut self.latent);
+        let mut noise = plan.initial_latent(&mut self.latent)?;
         let mut meter = plan.meter(progress, 0);
         self.denoiser.run(plan, &condition, &mut self.latent, &mut noise, &mut meter, None)?;
         meter.decode();
-        self.decoder.run(plan, &self.latent, &condition, &mut meter, None, sink)?;
+        self.decoder.run(plan, &mut self.latent, &condition, &mut meter, None, sink)?;
         self.whole = true;
         meter.finish()
     }
@@ -354,13 +353,12 @@ impl<'m> Denoiser<'m> {
         &mut self,
         plan: &Plan<'_>,
         condition: &Condition<'_>,
-        latent: &mut [f32],
+        latent: &mut Field,
         noise: &mut StepNoise<'_>,
         meter: &mut Meter<'_, '_>,
         mut journal: Option<&mut Journal<'_>>,
     ) -> Result<(), PipelineError> {
         let stage = Stage::Denoise;
-        let channels = plan.latent.channels as usize;
         let unet = plan.model.component(Role::Unet)?;
         for (index, step) in plan.schedule.steps.iter().enumerate().skip(meter.at.step) {
             if let Some(journal) = &mut journal {
@@ -387,14 +385,19 @@ impl<'m> Denoiser<'m> {
                         journal.record(tile, &self.output)?;
                     }
                 }
+                let mut moved = Ok(());
                 // A row that is complete is read by no later tile of this step, so it can move on.
                 self.blend.add(&self.output, &mut |y, row| {
-                    step.update(&mut latent[y * row.len()..][..row.len()], row);
+                    if moved.is_ok() {
+                        moved = latent.update(y, |values| step.update(values, row));
+                    }
                 });
+                moved?;
                 meter.at.done += plan.unet_macs;
             }
-            noise.add(index, step.sigma, channels, latent);
-            if latent.iter().any(|v| !v.is_finite()) {
+            noise.add(index, step.sigma, latent)?;
+            latent.settle()?;
+            if !latent.is_finite() {
                 return Err(PipelineError::NonFinite {
                     stage,
                     place: format!("step {} (timestep {})", index + 1, step.timestep),
@@ -409,17 +412,15 @@ impl<'m> Denoiser<'m> {
         &mut self,
         plan: &Plan<'_>,
         condition: &Condition<'_>,
-        latent: &[f32],
+        latent: &mut Field,
         (top, left): (usize, usize),
     ) -> Result<(), PipelineError> {
         let channels = plan.latent.channels as usize;
-        let (width, wide) = (plan.padded[1], channels + RGB);
-        for (y, row) in self.sample.chunks_exact_mut(plan.grid.cols.tile() * wide).enumerate() {
+        let (width, wide) = (plan.grid.cols.tile(), channels + RGB);
+        latent.window((top, left), width, wide, &mut self.sample)?;
+        for (y, row) in self.sample.chunks_exact_mut(width * wide).enumerate() {
             for (x, pixel) in row.chunks_exact_mut(wide).enumerate() {
-                let at = ((top + y) * width + left + x) * channels;
-                let (z, lr) = pixel.split_at_mut(channels);
-                z.copy_from_slice(&latent[at..][..channels]);
-                lr.copy_from_slice(&condition.pixel(top + y, left + x));
+                pixel[channels..].copy_from_slice(&condition.pixel(top + y, left + x));
             }
         }
         let inputs: [&[f32]; 2] = if self.time_first {
@@ -468,7 +469,7 @@ impl<'m> Decoder<'m> {
     fn run(
         &mut self,
         plan: &Plan<'_>,
-        latent: &[f32],
+        latent: &mut Field,
         condition: &Condition<'_>,
         meter: &mut Meter<'_, '_>,
         mut journal: Option<&mut Journal<'_>>,
@@ -533,16 +534,13 @@ impl Decoder<'_> {
     fn decode(
         &mut self,
         plan: &Plan<'_>,
-        latent: &[f32],
-        (top, left): (usize, usize),
+        latent: &mut Field,
+        at: (usize, usize),
     ) -> Result<(), PipelineError> {
         let channels = plan.latent.channels as usize;
-        let rows = self.sample.chunks_exact_mut(plan.grid.cols.tile() * channels);
-        for (y, row) in rows.enumerate() {
-            let start = ((top + y) * plan.padded[1] + left) * channels;
-            for (to, from) in row.iter_mut().zip(&latent[start..]) {
-                *to = from / plan.latent.scale + plan.latent.shift;
-            }
+        latent.window(at, plan.grid.cols.tile(), channels, &mut self.sample)?;
+        for value in &mut self.sample {
+            *value = *value / plan.latent.scale + plan.latent.shift;
         }
         let stage = Stage::Decode;
         self.session
@@ -606,30 +604,22 @@ struct StepNoise<'a> {
 impl StepNoise<'_> {
     /// Draws the noise of the first `steps` steps of a latent of `len` elements, which an earlier run has
     /// added: the generator is then where that run's was.
-    fn skip(&mut self, steps: usize, channels: usize, len: usize) {
+    fn skip(&mut self, steps: usize, len: usize) {
         if self.draw && self.given.is_none() {
-            (0..steps).for_each(|_| self.generator.randn_nhwc(channels, len / channels, |_, _| ()));
+            (0..steps).for_each(|_| self.generator.randn(len, |_, _| ()));
         }
     }
 
-    /// Adds the noise of step `index` to `latent` (NHWC).
-    fn add(&mut self, index: usize, sigma: f32, channels: usize, latent: &mut [f32]) {
+    /// Adds the noise of step `index` to `latent`.
+    fn add(&mut self, index: usize, sigma: f32, latent: &mut Field) -> Result<(), PipelineError> {
         if !self.draw {
-            return;
+            return Ok(());
         }
-        let pixels = latent.len() / channels;
-        match self.given {
-            Some(data) => {
-                let field = &data[index * latent.len()..][..latent.len()];
-                for (c, plane) in field.chunks_exact(pixels).enumerate() {
-                    for (pixel, &value) in plane.iter().enumerate() {
-                        latent[pixel * channels + c] += sigma * value;
-                    }
-                }
-            }
-            None => {
-                self.generator.randn_nhwc(channels, pixels, |i, value| latent[i] += sigma * value)
-            }
-        }
+        let len = latent.len();
+        let noise = match self.given {
+            Some(data) => Planes::Given(&data[index * len..][..len]),
+            None => Planes::Drawn(&mut self.generator),
+        };
+        latent.add(sigma, noise)
     }
 }

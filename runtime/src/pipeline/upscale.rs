@@ -24,6 +24,8 @@ pub struct Picture<'a> {
 pub enum Pixels<'a> {
     /// 0 to 255.
     Rgb8(&'a [u8]),
+    /// 0 to 65535.
+    Rgb16(&'a [u16]),
     /// −1 to 1.
     Unit(&'a [f32]),
 }
@@ -88,6 +90,8 @@ pub struct Report {
     /// The pipeline's own buffers ([`Plan::pipeline_bytes`], with [`Plan::resume_bytes`] where the run is kept;
     /// [`Plan::runner_bytes`] in a runner), and the result's where it made it.
     pub pipeline_bytes: usize,
+    /// The file in which the latent was; 0 where it was in memory.
+    pub scratch_bytes: usize,
 }
 
 /// A picture made larger.

@@ -5,8 +5,8 @@ use latile_runtime::backend::{Backend, Residency};
 use latile_runtime::format::Role;
 use latile_runtime::pipeline::budget::{Choice, Mode, StagePlan, advised};
 use latile_runtime::pipeline::{
-    Budget, Caller, Options, Pace, Picture, PipelineError, Pixels, Plan, Resume, Stage, Strategy,
-    Tiling,
+    Budget, Caller, Options, Pace, Picture, PipelineError, Pixels, Plan, Resume, Scratch, Stage,
+    Strategy, Tiling,
 };
 use proptest::prelude::*;
 use std::ops::ControlFlow;
@@ -31,11 +31,19 @@ fn cases() -> impl Strategy_<Value = Case> {
     let tiling = prop_oneof![Just(Tiling::Auto), Just(Tiling::Exact), Just(Tiling::Blend)];
     let size = [1usize..180, 1usize..180];
     let multiple = prop_oneof![Just(1u32), Just(4), Just(8)];
+    let scratch = prop_oneof![Just(None), Just(Some(0usize)), Just(Some(60_000))];
     let rest = (2usize..6, 1u32..4, prop_oneof![Just(0f32), Just(1.0)], 0usize..500_000);
     let caller = (0usize..100_000, 0usize..100_000, 0usize..900_000, 0usize..1_000_000);
     let mode = prop_oneof![Just(Mode::Once), Just(Mode::Resumed), Just(Mode::Warm)];
-    (tiling, size, multiple, rest, caller, (0.0..1.1f64, mode)).prop_map(
-        |(tiling, size, multiple, (ways, steps, consistency, base), caller, (share, mode))| Case {
+    (tiling, size, multiple, rest, caller, (0.0..1.1f64, mode, scratch)).prop_map(
+        |(
+            tiling,
+            size,
+            multiple,
+            (ways, steps, consistency, base),
+            caller,
+            (share, mode, scratch),
+        )| Case {
             size,
             multiple,
             ways,
@@ -43,6 +51,7 @@ fn cases() -> impl Strategy_<Value = Case> {
                 steps: Some(steps),
                 consistency: Some(consistency),
                 tiling,
+                scratch: scratch.map(|n| Scratch::new(std::env::temp_dir()).at_least(n)),
                 ..Options::default()
             },
             base,
@@ -87,6 +96,7 @@ fn check_run(plan: &Plan<'_>, fake: &Fake, [height, width]: [usize; 2], mode: Mo
     }
     assert_eq!(report.gmac, strategy.macs() as f64 / 1e9);
     assert_eq!(report.tiles, strategy.grid.tiles());
+    assert_eq!(report.scratch_bytes, strategy.scratch_bytes);
 }
 
 proptest! {

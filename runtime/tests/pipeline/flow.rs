@@ -263,7 +263,7 @@ fn the_same_seed_is_the_same_picture() {
 }
 
 #[test]
-fn bytes_and_floats_are_the_same_picture() {
+fn bytes_words_and_floats_are_the_same_picture() {
     let model = Shaped::default().build();
     let rgb = picture(5, 6, 1);
     let unit: Vec<f32> = rgb.iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0).collect();
@@ -274,6 +274,14 @@ fn bytes_and_floats_are_the_same_picture() {
         upscale(&fake, &model, picture, &options, &mut |_| ControlFlow::Continue(())).unwrap()
     };
     assert_eq!(run(Pixels::Rgb8(&rgb)), run(Pixels::Unit(&unit)));
+    let mut g = Generator::new(4);
+    let deep: Vec<u16> = (0..rgb.len()).map(|_| g.next_u32() as u16).collect();
+    let unit: Vec<f32> = deep.iter().map(|&v| f32::from(v) / 65535.0 * 2.0 - 1.0).collect();
+    assert_eq!(run(Pixels::Rgb16(&deep)), run(Pixels::Unit(&unit)));
+    // A byte b is the word 257 b, but for the last bit of a float.
+    let words: Vec<u16> = rgb.iter().map(|&b| u16::from(b) * 257).collect();
+    let [a, b] = [run(Pixels::Rgb16(&words)), run(Pixels::Rgb8(&rgb))].map(|u| u.rgb);
+    assert!(a.iter().zip(&b).all(|(a, b)| a.abs_diff(*b) <= 1));
 }
 
 /// Clamped, scaled and rounded half to even, as NumPy rounds.

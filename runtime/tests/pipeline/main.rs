@@ -12,3 +12,4 @@ mod refusals;
 mod resume;
 mod runner;
 mod schedule;
+mod scratch;

@@ -82,17 +82,3 @@ fn words_are_those_of_mt19937() {
     }
     assert_eq!(g.next_u32(), 4_123_659_995);
 }
-
-#[test]
-fn a_field_is_drawn_in_torchs_order_and_laid_out_nhwc() {
-    for (channels, pixels) in [(3, 1), (3, 35), (4, 16), (1, 100), (5, 3)] {
-        let planes = draw(&mut Generator::new(9), channels * pixels);
-        let mut nhwc = vec![f32::NAN; planes.len()];
-        Generator::new(9).randn_nhwc(channels, pixels, |i, v| nhwc[i] = v);
-        for c in 0..channels {
-            for p in 0..pixels {
-                assert_eq!(nhwc[p * channels + c], planes[c * pixels + p]);
-            }
-        }
-    }
-}

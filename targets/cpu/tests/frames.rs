@@ -14,7 +14,10 @@ use latile_runtime::format::{
     BetaSchedule, Defaults, LatentSpec, Manifest, Metadata, Model, Prediction, Role, SchedulerSpec,
     Spacing, Task,
 };
-use latile_runtime::pipeline::{Options, Picture, Pixels, Plan, to_byte};
+use latile_runtime::pipeline::budget::Mode;
+use latile_runtime::pipeline::{
+    Budget, Options, Picture, Pixels, Plan, Scratch, Strategy, to_byte,
+};
 use latile_runtime::tensor::DType;
 use std::ops::ControlFlow;
 
@@ -67,11 +70,19 @@ fn frames_after_the_first_do_not_allocate() {
     let fastest = Level::available().last().copied().unwrap();
     for (dtype, int8) in [(DType::F32, None), (DType::F16, None), (DType::F16, Some(true))] {
         let model = model(dtype, int8);
-        for tile in [None, Some(6)] {
-            let options = Options { tile, overlap: Some(2), ..Options::default() };
-            let plan = Plan::new(&model, w, h, &options).unwrap();
+        for (tile, in_file) in [(None, false), (Some(6), false), (Some(6), true)] {
+            let scratch = in_file.then(|| Scratch::new(std::env::temp_dir()).at_least(0));
+            let options = Options { tile, overlap: Some(2), scratch, ..Options::default() };
+            let mut plan = Plan::new(&model, w, h, &options).unwrap();
             assert_eq!(plan.grid().tiles() > 1, tile.is_some());
             let backend = CpuBackend::new(2, fastest).unwrap();
+            if in_file {
+                let budget = Budget { mode: Mode::Warm, ..Budget::default() };
+                let all = plan.strategies(&backend, &budget).unwrap();
+                let limit = all.smallest().map(Strategy::peak);
+                plan = plan.within(&backend, &Budget { limit, ..budget }).unwrap();
+                assert!(plan.strategy().unwrap().scratch_bytes > 0);
+            }
             let mut runner = plan.runner(&backend).unwrap();
             let [_, width] = plan.output_size();
             let line = width * 3;

@@ -10,7 +10,7 @@ use latile_cpu::session::CpuBackend;
 use latile_runtime::backend::Backend;
 use latile_runtime::format::Model;
 use latile_runtime::pipeline::budget::Mode;
-use latile_runtime::pipeline::{Budget, Options, Picture, Pixels, Plan, Resume};
+use latile_runtime::pipeline::{Budget, Options, Picture, Pixels, Plan, Resume, Scratch, Strategy};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -24,21 +24,30 @@ fn a_run_allocates_what_its_plan_says() {
     let folder = tempfile::tempdir().unwrap();
     // What is counted does not depend on the processor: one case each where it is emulated.
     let cases = [
-        ([40, 52], Some(24), 1, Mode::Resumed),
-        ([24, 20], None, 1, Mode::Warm),
-        ([20, 24], None, 1, Mode::Once),
-        ([37, 18], None, 2, Mode::Once),
-        ([40, 52], Some(24), 2, Mode::Once),
-        ([40, 52], Some(24), 2, Mode::Warm),
+        ([40, 52], Some(24), 1, Mode::Resumed, false),
+        ([700, 24], Some(24), 1, Mode::Resumed, true),
+        ([24, 20], None, 1, Mode::Warm, false),
+        ([20, 24], None, 1, Mode::Once, false),
+        ([37, 18], None, 2, Mode::Once, false),
+        ([40, 52], Some(24), 2, Mode::Once, false),
+        ([40, 52], Some(24), 2, Mode::Warm, false),
+        ([40, 52], Some(24), 2, Mode::Warm, true),
     ];
     let count = if cfg!(target_arch = "x86_64") { cases.len() } else { 2 };
-    for (size, tile, threads, mode) in cases.into_iter().take(count) {
+    for (size, tile, threads, mode, in_file) in cases.into_iter().take(count) {
         let backend = CpuBackend::from_env(threads).unwrap();
         let [height, width] = size;
-        let options = Options { tile, steps: Some(2), eta: Some(0.5), ..Options::default() };
+        let scratch = in_file.then(|| Scratch::new(folder.path()).at_least(0));
+        let options =
+            Options { tile, steps: Some(2), eta: Some(0.5), scratch, ..Options::default() };
         let budget = Budget { mode, ..Budget::default() };
-        let plan =
-            Plan::new(&model, width, height, &options).unwrap().within(&backend, &budget).unwrap();
+        let new = || Plan::new(&model, width, height, &options).unwrap();
+        let all = new().strategies(&backend, &budget).unwrap();
+        let largest = all.all().iter().filter(|s| s.scratch_bytes > 0).map(Strategy::peak).max();
+        let limit = in_file.then(|| largest.unwrap());
+        let plan = new().within(&backend, &Budget { limit, ..budget }).unwrap();
+        let latent = plan.latent_size().iter().product::<usize>() * 8 * size_of::<f32>();
+        assert_eq!(plan.strategy().unwrap().scratch_bytes, if in_file { latent } else { 0 });
         let pixels: Vec<u8> = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
         let picture = Picture { width, height, pixels: Pixels::Rgb8(&pixels) };
         let stages = &plan.strategy().unwrap().stages;
@@ -55,7 +64,7 @@ fn a_run_allocates_what_its_plan_says() {
         let ((), peak) = peak_bytes(|| match mode {
             Mode::Once => drop(plan.run(&backend, picture, progress, sink).unwrap()),
             Mode::Resumed => {
-                let resume = Resume::new(folder.path().join("run"));
+                let resume = Resume::new(folder.path().join(format!("run{height}")));
                 drop(plan.resume(&backend, picture, &resume, progress, sink).unwrap());
             }
             Mode::Warm => {
@@ -70,7 +79,8 @@ fn a_run_allocates_what_its_plan_says() {
             _ => *lowered.iter().max().unwrap(),
         };
         assert!(beside < 1 << 20, "lowered graphs of {beside} bytes");
-        let at = format!("{size:?} {tile:?} {mode:?}: {peak} allocated, {planned} planned");
+        let at =
+            format!("{size:?} {tile:?} {mode:?} {in_file}: {peak} allocated, {planned} planned");
         assert!(peak >= planned, "{at}");
         assert!(peak <= planned + beside + SLACK, "{at}, {beside} beside");
     }

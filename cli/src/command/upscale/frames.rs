@@ -98,6 +98,8 @@ struct Report<'a> {
     arena_bytes: usize,
     weight_bytes: usize,
     pipeline_bytes: usize,
+    /// The file in which the latent was; 0 where it was in memory.
+    scratch_bytes: usize,
     /// What the process was to have at most.
     planned_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
@@ -132,6 +134,7 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
     let output_size = result_size(&plan, Path::new(&input.name))?;
     let backend = super::super::cpu(args.threads)?;
     let plan = plan.within(&backend, &budget(args, [width * height, pixels_of(output_size)]))?;
+    memory::warn_of_scratch(&plan, &options);
     let mut runner = plan.runner(&backend)?;
     let mut output = Sink::open(&args.output, args.overwrite)?;
     let format = args.output_format.unwrap_or(Format::Raw);
@@ -209,6 +212,7 @@ pub(super) fn run(args: &Args, size: Size, interrupt: &Interrupt) -> anyhow::Res
         arena_bytes: done_by.arena_bytes,
         weight_bytes: done_by.weight_bytes,
         pipeline_bytes: done_by.pipeline_bytes,
+        scratch_bytes: done_by.scratch_bytes,
         planned_bytes: plan.strategy().map(Strategy::peak),
         peak_rss_bytes: peak_rss_bytes(),
     };
