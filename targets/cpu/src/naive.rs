@@ -262,3 +262,57 @@ pub fn attention_int8(
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By definition: whole numbers, so that no sum is rounded.
+    #[test]
+    fn four_phases_are_a_convolution_of_the_upsampled_map() {
+        let mut state = 5_u32;
+        for (h, w, c, n) in [(1, 1, 1, 1), (1, 4, 2, 3), (5, 3, 4, 17), (4, 6, 3, 16)] {
+            let mut whole = |len: usize| -> Vec<f32> {
+                let next = |_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) as f32 % 201.0 - 100.0
+                };
+                (0..len).map(next).collect()
+            };
+            let (input, nine, bias) = (whole(h * w * c), whole(n * c * 9), whole(n));
+            let plain = ConvShape { upsample: true, ..ConvShape::same(h, w, c, n, 3) };
+            let folded = ConvShape::doubling(h, w, c, n);
+            let filters = folded.filters() / 4;
+            let mut four = vec![0.0; 4 * filters * c * 4];
+            let mut biases = vec![0.0; 4 * filters];
+            for (at, weight) in nine.iter().enumerate() {
+                let (row, [y, x]) = (at / 9, [at % 9 / 3, at % 3]);
+                for [py, px] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+                    // Row y - 1 of a window at row p of two is row (p + y - 1) / 2 of the map, rounded down.
+                    let [ky, kx] =
+                        [usize::div_ceil(y + py, 2) - py, usize::div_ceil(x + px, 2) - px];
+                    let filter = (2 * py + px) * filters + row / c;
+                    four[(filter * c + row % c) * 4 + 2 * ky + kx] += weight;
+                    biases[filter] = bias[row / c];
+                }
+            }
+            let run = |shape, weights, bias| {
+                let conv = Conv {
+                    shape,
+                    input: &input,
+                    norm: &vec![None; c],
+                    silu: false,
+                    weights: Matrix::Float(weights),
+                    bias: Some(bias),
+                    add: None,
+                    residual: None,
+                    output_scale: 1.0,
+                };
+                conv.run()
+            };
+            assert_eq!(plain.out(), folded.out());
+            assert_eq!(run(plain, &nine, &bias), run(folded, &four, &biases), "{h} {w} {c} {n}");
+            assert_eq!(9 * folded.macs(), 4 * plain.macs());
+        }
+    }
+}

@@ -461,50 +461,6 @@ fn four_phases_with_every_fusion() {
     }
 }
 
-/// By definition: whole numbers, so that no sum is rounded.
-#[test]
-fn four_phases_are_a_convolution_of_the_upsampled_map() {
-    let mut random = Random(5);
-    for (h, w, c, n) in [(1, 1, 1, 1), (1, 4, 2, 3), (5, 3, 4, 17), (4, 6, 3, 16)] {
-        let mut whole = |len: usize| -> Vec<f32> {
-            (0..len).map(|_| random.below(201) as f32 - 100.0).collect()
-        };
-        let (input, nine, bias) = (whole(h * w * c), whole(n * c * 9), whole(n));
-        let plain = ConvShape { upsample: true, ..ConvShape::same(h, w, c, n, 3) };
-        let folded = ConvShape::doubling(h, w, c, n);
-        let filters = folded.filters() / 4;
-        let mut four = vec![0.0; 4 * filters * c * 4];
-        let mut biases = vec![0.0; 4 * filters];
-        for (at, weight) in nine.iter().enumerate() {
-            let (row, [y, x]) = (at / 9, [at % 9 / 3, at % 3]);
-            for [py, px] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-                // Row y - 1 of a window at row p of two is row (p + y - 1) / 2 of the map, rounded down.
-                let [ky, kx] = [usize::div_ceil(y + py, 2) - py, usize::div_ceil(x + px, 2) - px];
-                let filter = (2 * py + px) * filters + row / c;
-                four[(filter * c + row % c) * 4 + 2 * ky + kx] += weight;
-                biases[filter] = bias[row / c];
-            }
-        }
-        let run = |shape, weights, bias| {
-            let conv = naive::Conv {
-                shape,
-                input: &input,
-                norm: &vec![None; c],
-                silu: false,
-                weights: naive::Matrix::Float(weights),
-                bias: Some(bias),
-                add: None,
-                residual: None,
-                output_scale: 1.0,
-            };
-            conv.run()
-        };
-        assert_eq!(plain.out(), folded.out());
-        assert_eq!(run(plain, &nine, &bias), run(folded, &four, &biases), "{h} {w} {c} {n}");
-        assert_eq!(9 * folded.macs(), 4 * plain.macs());
-    }
-}
-
 #[test]
 fn concatenated_segments() {
     let levels = Level::float_levels();

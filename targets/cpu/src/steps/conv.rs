@@ -347,21 +347,25 @@ impl Run<'_> {
                 }
                 for number in 0..shape.phase_count() {
                     let phase = [number / 2, number % 2];
+                    // SAFETY: the band has a column more than the windows of one phase reach, and the
+                    // checked weights have all phases.
+                    let (band, weights) = unsafe {
+                        let weights = self.weights.get().add(number * phase_weights);
+                        (source.add(phase[1] * units), weights)
+                    };
                     plan.level.dispatch(TileJob {
                         shape,
                         family: plan.family,
                         epilogue: &self.epilogue.of_filters(number * panels * LANES),
                         phase,
-                        // SAFETY: the band has as many columns more as windows of a phase reach further,
-                        // and the checked weights have all phases.
-                        band: unsafe { source.add(phase[1] * units).cast() },
+                        band: band.cast(),
                         pixel: units,
                         band_row: source_row,
                         ring,
                         y: [row, end],
                         x,
                         panels: own_panels,
-                        weights: unsafe { self.weights.get().add(number * phase_weights) },
+                        weights,
                         k_block: b.k_block,
                         sums,
                         acc: acc.cast(),
