@@ -76,14 +76,14 @@ impl ConvCase {
                 let deep = ConvShape { c: shape.c.next_multiple_of(4), ..shape };
                 let packed: Vec<i8> =
                     (0..deep.packed_len()).map(|i| ((i % 255) as i16 - 127) as i8).collect();
-                let depth = packed.len() / (16 * shape.n.div_ceil(16));
+                let depth = packed.len() / (16 * shape.filters().div_ceil(16));
                 let sum = |n: usize| {
                     let panel = &packed[n / 16 * depth * 16..][..depth * 16];
                     let own = panel.chunks(4).skip(n % 16).step_by(16);
                     own.flatten().map(|&w| i32::from(w)).sum()
                 };
-                let sum = (0..shape.n).map(sum).collect();
-                Stored::I8 { scale: vec![1.0 / 127.0; shape.n], sum, packed }
+                let sum = (0..shape.filters()).map(sum).collect();
+                Stored::I8 { scale: vec![1.0 / 127.0; shape.filters()], sum, packed }
             }
         };
         Ok(ConvCase {
@@ -91,7 +91,7 @@ impl ConvCase {
                 .map(|i| f16::from_f32((i % 251) as f32 / 125.0 - 1.0))
                 .collect(),
             norm: [vec![0.5; shape.c], vec![0.1; shape.c]],
-            bias: vec![0.25; shape.n],
+            bias: vec![0.25; shape.filters()],
             weights,
             out: vec![f16::ZERO; shape.out_len()],
             sums: vec![0.0; plan.sums().len()],

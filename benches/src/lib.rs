@@ -16,7 +16,9 @@ pub fn threads() -> usize {
 
 /// What is wrong with a shapes file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {why}; a line is: name height width channels outputs kernel stride yes|no")]
+#[error(
+    "line {line}: {why}; a line is: name height width channels outputs kernel stride no|yes|phases"
+)]
 pub struct ShapeFileError {
     /// Line, from 1.
     pub line: usize,
@@ -50,24 +52,15 @@ fn parse_conv(text: &str) -> Result<Vec<(String, ConvShape)>, ShapeFileError> {
         let [h, w, c, n, kernel, stride] = numbers[..] else {
             return Err(bad(format!("{} numbers", numbers.len())));
         };
-        let upsample = match *upsample {
-            "yes" => true,
-            "no" => false,
-            other => return Err(bad(format!("{other} is neither yes nor no"))),
+        let plain = ConvShape { stride: [stride; 2], ..ConvShape::same(h, w, c, n, kernel) };
+        let shape = match (*upsample, [kernel, stride]) {
+            ("yes", _) => ConvShape { upsample: true, ..plain },
+            ("no", _) => plain,
+            ("phases", [3, 1]) => ConvShape::doubling(h, w, c, n),
+            ("phases", _) => return Err(bad("phases of another convolution than 3 1".to_owned())),
+            (other, _) => return Err(bad(format!("{other} is none of no, yes and phases"))),
         };
-        shapes.push((
-            (*name).to_owned(),
-            ConvShape {
-                h,
-                w,
-                c,
-                n,
-                kernel: [kernel; 2],
-                stride: [stride; 2],
-                pads: [kernel / 2; 4],
-                upsample,
-            },
-        ));
+        shapes.push(((*name).to_owned(), shape));
     }
     Ok(shapes)
 }
@@ -100,6 +93,7 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named() {
+        assert!(parse_conv("a 1 2 3 4 5 1 phases").unwrap_err().why.contains("phases"));
         assert_eq!(parse_conv("# x\na 1 2 3 4 3 1 maybe").unwrap_err().line, 2);
         assert!(parse_conv("a 1 2 3 4 3 x no").unwrap_err().why.contains("x is no number"));
         assert!(parse_conv("a 1 no").is_err());

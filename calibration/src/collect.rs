@@ -12,7 +12,7 @@ use crate::watch::{Place, Watch};
 use latile_cpu::session::CpuSession;
 use latile_runtime::backend::RunError;
 use latile_runtime::format::{ComponentSpec, Model, Role};
-use latile_runtime::graph::{Op, WeightId};
+use latile_runtime::graph::WeightId;
 use std::collections::HashMap;
 
 /// A layer under observation.
@@ -209,7 +209,7 @@ impl Component {
         let groups = bounds.len().max(1);
         let (mut layers, mut index) = (Vec::new(), HashMap::new());
         for (node, channels) in int8_layers(&spec.graph) {
-            let (Op::Conv2d { weight, .. } | Op::Linear { weight, .. }) = node.op else { continue };
+            let Some((weight, ..)) = node.op.matrix() else { continue };
             if index.insert(node.name.clone(), layers.len()).is_some() {
                 return Err(format!("two layers of its {} are called {}", spec.role, node.name));
             }

@@ -24,7 +24,7 @@ const MOST: f64 = 4096.0;
 /// What the noise of a layer depends on in its weights.
 #[derive(Clone, Debug)]
 pub(crate) struct WeightNorms {
-    /// `[n][c]`: the largest |w| over the kernel's window.
+    /// `[n][c]`, n filters: the largest |w| over the kernel's window.
     largest: Vec<f32>,
     /// `[c]`: Σ w² over output channels and window.
     squares: Vec<f64>,

@@ -7,7 +7,7 @@
 mod text;
 
 use latile_runtime::format::{Manifest, Role, Spacing};
-use latile_runtime::graph::{Graph, Node, Op, QuantRange, ValueKind};
+use latile_runtime::graph::{Graph, Node, QuantRange, ValueKind};
 use latile_runtime::persist::{Output, PersistError};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -563,8 +563,8 @@ pub fn int8_layers(graph: &Graph) -> impl Iterator<Item = (&Node, u32)> {
         }
     }
     graph.nodes.iter().filter(move |n| needed[n.output.index()]).filter_map(|node| {
-        match (&node.op, graph.kind(node.inputs[0])) {
-            (Op::Conv2d { .. } | Op::Linear { .. }, ValueKind::Map(c)) => Some((node, c)),
+        match (node.op.matrix(), graph.kind(node.inputs[0])) {
+            (Some(_), ValueKind::Map(c)) => Some((node, c)),
             _ => None,
         }
     })

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use latile_calibration::{
-    CalibrationError, Method, Options, PictureSet, Progress, RgbPicture, Table, TableError,
-    calibrate, int8_layers, read_pictures,
+    CalibrationError, LayerTable, Method, Options, PictureSet, Progress, RgbPicture, Table,
+    TableError, calibrate, int8_layers, read_pictures,
 };
 use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
@@ -61,24 +61,9 @@ impl Net {
     fn layer(&mut self, name: &str, x: ValueId, n: u32, side: u32, spread: f32) -> ValueId {
         let kind = self.graph.kind(x);
         let c = kind.channels();
-        let mut values = vec![0f32; (n.div_ceil(16) * 16 * side * side * c) as usize];
-        for (i, v) in values.iter_mut().enumerate() {
-            self.state = self.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let (panel, lane) = (i as u32 / (side * side * c * 16), i as u32 % 16);
-            if panel * 16 + lane < n {
-                *v = spread * ((self.state >> 8) as f32 / (1 << 23) as f32 - 1.0);
-            }
-        }
         let conv = matches!(kind, ValueKind::Map(_)) && side > 1;
         let shape = if conv { vec![n, c, side, side] } else { vec![n, c] };
-        self.graph.weights.push(WeightSpec {
-            name: format!("{name}.weight"),
-            shape,
-            dtype: DType::F32,
-            layout: Layout::Packed16,
-        });
-        self.weights.push(values);
-        let weight = WeightId(self.graph.weights.len() as u32 - 1);
+        let weight = self.matrix(name, shape, n, spread);
         let op = if conv {
             let (stride, pad) = ([1, 1], Pad::all(side / 2));
             Op::Conv2d { weight, bias: None, kernel: [side; 2], stride, pad, quant: None }
@@ -91,6 +76,35 @@ impl Net {
             ValueKind::Vector(n)
         };
         self.node(name, op, &[x], kind)
+    }
+
+    /// The same of the upsampled map, in one; `n` at most 16.
+    fn up_layer(&mut self, name: &str, x: ValueId, n: u32, spread: f32) -> ValueId {
+        let shape = vec![64, self.graph.kind(x).channels(), 2, 2];
+        let weight = self.matrix(name, shape, n, spread);
+        self.node(name, Op::UpConv2x { weight, bias: None, quant: None }, &[x], ValueKind::Map(n))
+    }
+
+    /// A weight whose panels, as often as they begin anew, make `n` channels.
+    fn matrix(&mut self, name: &str, shape: Vec<u32>, n: u32, spread: f32) -> WeightId {
+        let depth: u32 = shape[1..].iter().product();
+        let mut values = vec![0f32; (shape[0].next_multiple_of(16) * depth) as usize];
+        for (i, v) in values.iter_mut().enumerate() {
+            self.state = self.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let (panel, lane) = (i as u32 / (depth * 16) % n.div_ceil(16), i as u32 % 16);
+            if panel * 16 + lane < n {
+                *v = spread * ((self.state >> 8) as f32 / (1 << 23) as f32 - 1.0);
+            }
+        }
+        let (dtype, layout) = (DType::F32, Layout::Packed16);
+        self.graph.weights.push(WeightSpec {
+            name: format!("{name}.weight"),
+            shape,
+            dtype,
+            layout,
+        });
+        self.weights.push(values);
+        WeightId(self.graph.weights.len() as u32 - 1)
     }
 
     fn silu(&mut self, name: &str, x: ValueId) -> ValueId {
@@ -272,6 +286,38 @@ fn every_layer_that_is_run_has_its_ranges() {
     assert_eq!(encoder.layers[0].groups[0].samples, 3 * 256 * 3);
     // Pictures are seen from −1 to 1, and this one is used whole.
     assert!(encoder.layers[0].channel_max.iter().all(|m| (0.9..=1.0).contains(m)));
+}
+
+/// A table made of one form of an enlarged map's convolution serves the other.
+#[test]
+fn upsampling_in_one_with_its_convolution_has_the_same_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = pictures(dir.path(), &["a", "k", "z"]);
+    let mut net = Net::new(&[("latents", ValueKind::Map(3))]);
+    let x = net.layer("conv_in", ValueId(0), 8, 3, 0.4);
+    let x = net.silu("act", x);
+    let x = net.up_layer("conv_out", x, 3, 0.4);
+    let net = net.output("picture", x);
+    let unet = unet(0.4);
+    let of = |folder: &str, decoder: &Net| {
+        let folder = dir.path().join(folder);
+        std::fs::create_dir(&folder).unwrap();
+        let model = write(&folder, manifest(), &[(Role::Unet, &unet), (Role::Decoder, decoder)]);
+        let table = run(&model, &set).unwrap();
+        table.fits(model.manifest()).unwrap();
+        (table, model)
+    };
+    let ((two, pair), (one, in_one)) = (of("two", &decoder()), of("one", &net));
+    two.fits(in_one.manifest()).unwrap();
+    one.fits(pair.manifest()).unwrap();
+    let layers = [&one, &two].map(|t| t.component(Role::Decoder).unwrap().layers.clone());
+    assert_eq!(layers[0][0], layers[1][0]);
+    let seen = |l: &LayerTable| {
+        let LayerTable { name, channels, segments, neighbour, .. } = l.clone();
+        let channel = [l.channel_max.clone(), l.channel_mean.clone(), l.channel_ms.clone()];
+        (name, channels, segments, neighbour, channel, l.groups[0].samples)
+    };
+    assert_eq!(seen(&layers[0][1]), seen(&layers[1][1]));
 }
 
 /// BLAKE3 of the table below.

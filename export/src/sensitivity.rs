@@ -15,7 +15,7 @@ use latile_calibration::trajectory::Recorded;
 use latile_calibration::{LayerTable, Table};
 use latile_runtime::backend::{Backend, Room, Session};
 use latile_runtime::format::{LoadedComponent, Manifest, Model, Role, Task, Writer};
-use latile_runtime::graph::{Graph, Op, WeightId, WeightSpec};
+use latile_runtime::graph::{Graph, WeightId, WeightSpec};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
@@ -185,16 +185,16 @@ impl Parts<'_> {
         let missing = || Failure(format!("the float model has no layer {name}"));
         let theirs = &self.float.spec().graph;
         let found = theirs.nodes.iter().find(|n| n.name == name).ok_or_else(missing)?;
-        let (Op::Conv2d { weight: from, bias: from_bias, .. }
-        | Op::Linear { weight: from, bias: from_bias, .. }) = found.op
-        else {
-            return Err(missing());
-        };
+        let (from, from_bias, _) = found.op.matrix().ok_or_else(missing)?;
+        if found.op.name() != graph.nodes[node].op.name() {
+            let (theirs, ours) = (found.op.name(), graph.nodes[node].op.name());
+            return Err(Failure(format!(
+                "{name} is a {theirs} in the float model and a {ours} in the int8 one; export both again"
+            )));
+        }
         // The layer's scales and sums stay in the file, unread.
         let mut replaced: BTreeMap<WeightId, WeightId> = BTreeMap::new();
-        if let Op::Conv2d { weight, bias, quant, .. } | Op::Linear { weight, bias, quant } =
-            &mut graph.nodes[node].op
-        {
+        if let Some((weight, bias, quant)) = graph.nodes[node].op.matrix_mut() {
             *quant = None;
             replaced.insert(*weight, from);
             match (*bias, from_bias) {

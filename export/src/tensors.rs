@@ -4,8 +4,8 @@
 //! source has it in the right shape. All recipes of a model are made before its first byte is written. Never
 //! here: what a layout calls its tensors.
 
-use crate::ExportError;
 use crate::source::WeightSource;
+use crate::{ExportError, phases};
 use latile_runtime::graph::WeightSpec;
 use std::path::PathBuf;
 
@@ -20,6 +20,11 @@ pub(crate) enum Part {
     /// All of it with its two axes exchanged (ONNX keeps linear weights as `[c, n]`).
     #[cfg_attr(not(feature = "onnx"), allow(dead_code))]
     Transposed,
+    /// All of a 3 × 3 convolution's weight, as that of the four phases in which it reads an upsampled map
+    /// ([`crate::phases`]).
+    Folded,
+    /// The bias of such a convolution, once for each phase.
+    Repeated,
 }
 
 /// How a weight is read.
@@ -54,7 +59,7 @@ impl Recipe {
         match part {
             Part::Fused { .. } => expected[0] = expected[0].saturating_mul(3),
             Part::Transposed => expected.reverse(),
-            Part::Whole => {}
+            Part::Whole | Part::Folded | Part::Repeated => {}
         }
         let wanted_for = format!("the {component}");
         let Some((name, info)) = names.iter().find_map(|n| Some((n, from.info(n)?))) else {
@@ -86,7 +91,7 @@ impl Recipe {
     ) -> Result<(), ExportError> {
         let from = &sources[self.source];
         match self.part {
-            Part::Whole => from.read_f32(&self.tensor, out)?,
+            Part::Whole | Part::Folded | Part::Repeated => from.read_f32(&self.tensor, out)?,
             Part::Fused { which, heads } => {
                 from.read_f32(&self.tensor, out)?;
                 keep_fused(out, which, heads);
@@ -100,14 +105,36 @@ impl Recipe {
                 out.extend((0..n * c).map(|i| stored[i % c * n + i / c]));
             }
         }
-        match out.iter().position(|v| !v.is_finite()) {
+        self.check_finite(sources, out)?;
+        match self.part {
+            Part::Folded => phases::weights(out, spec.shape[1] as usize),
+            Part::Repeated => phases::biases(out),
+            Part::Whole | Part::Fused { .. } | Part::Transposed => return Ok(()),
+        }
+        self.check_finite(sources, out)
+    }
+
+    fn check_finite(
+        &self,
+        sources: &[Box<dyn WeightSource>],
+        values: &[f32],
+    ) -> Result<(), ExportError> {
+        match values.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
             Some(index) => Err(ExportError::NotFinite {
                 path: self.path(sources),
-                name: self.tensor.clone(),
-                value: out[index],
+                name: self.described(),
+                value: values[index],
                 index,
             }),
+        }
+    }
+
+    /// The tensor's name, and what was made of it where its elements are not those of the checkpoint.
+    pub(crate) fn described(&self) -> String {
+        match self.part {
+            Part::Folded => format!("{} (summed for upsampling)", self.tensor),
+            _ => self.tensor.clone(),
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::model::{Component, Model};
 use crate::quantize::{self, AttentionSummary, Item, LayerSummary, Planned, Quantization};
 use crate::source::WeightSource;
-use crate::{ExportError, ExportOptions, pack};
+use crate::{ExportError, ExportOptions, pack, phases};
 use latile_calibration::Method;
 use latile_runtime::format::{Defaults, Manifest, Metadata, Precision, Task, WriteError, Writer};
 use latile_runtime::graph::{Layout, WeightSpec};
@@ -98,7 +98,9 @@ pub(crate) fn write(
     let name = options.name.clone().unwrap_or_else(|| default_name.to_owned());
     let Model { sources, .. } = model;
     let mut components: Vec<ComponentSummary> = model.components.iter().map(summary).collect();
-    let planned = plan(model.components, &sources, quantization, &name, &source_hash, progress)?;
+    let mut folded = model.components;
+    folded.iter_mut().for_each(phases::fold);
+    let planned = plan(folded, &sources, quantization, &name, &source_hash, progress)?;
     let failed = |error| ExportError::Write { path: output.to_owned(), error };
     let total = planned.iter().flat_map(|c| &c.graph.weights).map(stored_bytes).sum();
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 20, out.file())).map_err(failed)?;
@@ -106,6 +108,7 @@ pub(crate) fn write(
     let mut done = 0u64;
     let (mut layers, mut attentions) = (Vec::new(), Vec::new());
     for (mut c, summary) in planned.into_iter().zip(&mut components) {
+        summary.nodes = c.graph.nodes.len();
         summary.tensors = c.graph.weights.len();
         summary.bytes = part_bytes(&c);
         writer
@@ -256,7 +259,7 @@ impl Weights<'_> {
         pack::pack(spec, part, &mut self.bytes).map_err(|o| match &c.items[i] {
             Item::Tensor(recipe) => ExportError::F16Overflow {
                 path: recipe.path(self.sources),
-                name: recipe.tensor.clone(),
+                name: recipe.described(),
                 value: o.value,
                 index: o.index,
             },

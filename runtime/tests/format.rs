@@ -45,6 +45,15 @@ fn graph() -> Graph {
     }
 }
 
+/// As [`graph`], but its convolution doubles the map.
+fn doubling() -> Graph {
+    let mut graph = graph();
+    graph.weights[0].shape = vec![128];
+    graph.weights[1].shape = vec![128, 30, 2, 2];
+    graph.nodes[0].op = Op::UpConv2x { weight: WeightId(1), bias: Some(WeightId(0)), quant: None };
+    graph
+}
+
 fn manifest() -> Manifest {
     Manifest {
         metadata: Metadata { name: "test".into(), ..Metadata::default() },
@@ -58,9 +67,12 @@ fn manifest() -> Manifest {
 }
 
 fn model_bytes() -> Vec<u8> {
+    bytes_of(&graph())
+}
+
+fn bytes_of(graph: &Graph) -> Vec<u8> {
     let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
     for role in [Role::Unet, Role::Decoder] {
-        let graph = graph();
         writer.begin(role, 1, None, &[], graph.clone()).unwrap();
         for (i, spec) in graph.weights.iter().enumerate() {
             writer.weight(&vec![i as u8 + 1; spec.stored_bytes().unwrap()]).unwrap();
@@ -162,12 +174,17 @@ fn a_model_with_any_byte_changed_is_refused() {
 
 /// Replaces the manifest's text and mends both checksums, as an attacker would.
 fn with_manifest(edit: impl Fn(&str) -> String) -> Vec<u8> {
-    let bytes = model_bytes();
+    of_version(&model_bytes(), 2, edit)
+}
+
+/// As [`with_manifest`], of `bytes`, which then say that they are of version `version`.
+fn of_version(bytes: &[u8], version: u32, edit: impl Fn(&str) -> String) -> Vec<u8> {
     let at = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
     let text = edit(std::str::from_utf8(&bytes[at..]).unwrap());
     let mut out = bytes[..at].to_vec();
     out.extend_from_slice(text.as_bytes());
     let header = latile_runtime::format::header::Header {
+        version,
         weights_len: (at - 4096) as u64,
         manifest_len: text.len() as u64,
         manifest_crc: crc32c::crc32c(text.as_bytes()),
@@ -212,6 +229,46 @@ fn manifests_made_to_deceive_are_refused() {
     }
     let deep = with_manifest(|_| "[".repeat(100_000));
     assert!(open(&deep).is_err(), "nesting without end was accepted");
+}
+
+#[test]
+fn a_file_is_of_the_oldest_version_that_holds_it() {
+    let (plain, new) = (model_bytes(), bytes_of(&doubling()));
+    assert_eq!((plain[8], new[8]), (2, 3));
+    assert_eq!((open(&plain), open(&new)), (Ok(()), Ok(())));
+    let of = |bytes: &[u8], version| open(&of_version(bytes, version, str::to_owned));
+    assert_eq!(of(&plain, 3), Ok(()));
+    let e = of(&new, 2).unwrap_err();
+    assert!(e.contains("of format version 3") && e.contains("export the model again"), "{e}");
+    for version in [0, 1, 4, u32::MAX] {
+        let e = of(&plain, version).unwrap_err();
+        assert!(e.contains(&format!("version {version}, this build reads 2 to 3")), "{e}");
+    }
+}
+
+#[test]
+fn a_doubling_convolution_has_four_filters_a_channel() {
+    let good = doubling();
+    good.validate().unwrap();
+    let shapes = good.infer(&[(5, 7)]).unwrap();
+    assert_eq!((shapes[1].pixels(), shapes[1].channels()), (10 * 14, 20));
+    // 20 channels of 2 x 2 outputs a pixel, each of 2 x 2 pixels of 30 channels; not the 32 that fill panels.
+    assert_eq!(good.macs(&shapes), 5 * 7 * 20 * 16 * 30);
+    let huge = good.infer(&[(isize::MAX as usize / 240, 1)]).unwrap_err().to_string();
+    assert!(huge.contains("conv"), "{huge}");
+    for shape in [vec![80, 30, 2, 2], vec![20, 30, 3, 3], vec![128, 30, 3, 3], vec![128, 31, 2, 2]]
+    {
+        let mut bad = good.clone();
+        bad.weights[1].shape = shape;
+        let e = bad.validate().unwrap_err().to_string();
+        assert!(e.contains("expected [128, 30, 2, 2]"), "{e}");
+    }
+    let mut bad = good.clone();
+    bad.weights[0].shape = vec![20];
+    assert!(bad.validate().unwrap_err().to_string().contains("expected [128]"));
+    let mut bad = good;
+    bad.values[1] = ValueKind::Vector(20);
+    assert!(bad.validate().is_err());
 }
 
 #[test]

@@ -24,27 +24,27 @@ const RECORDED: [Recorded; 2] = [
     (
         "sr",
         [
-            "58d58c885d051366bb9fda267725c8098ab6e64d889dce26d360ec7419de3314",
-            "db82f4d28d6787469f9e0944f5185d69dece23f73e2e3861d94e7f5988245d99",
-            "33aa661be2597d0ddbc2af5794ee99c7c63229696242c84e565143f52834edd2",
-            "342c00c02c38339a42146978a837abf5fa4a62e635c89245e9fd6fcce8be98d6",
+            "1d0f70400219f0091ffd5913ce82da2bd7ea4d73f464ee373715332526cc03d5",
+            "2548302d1f2b683128b094c7c4190fe9bf410e106b36d19140923e8333e69d9c",
+            "bc25761a93e66e87a704bf370f861f50266cd433d31a5e1beb12a6e2aa943d6e",
+            "5c8bba961e54a70b12136c841c0f581535ed1fd645a4734baa887ce9e5ca3919",
         ],
     ),
     (
         "photo",
         [
-            "885af9c7d3a1f073f24fab53a5ffd6fe4268be5b4f924edbe8670f351261092b",
-            "3b38b6d03da38ebff7e60757a276d6c8ee8ecb48939d10404688b65e6033608e",
-            "6e414d77723744c4d3d61294690156143bab638d5aee094db6c8f7f880c8a122",
-            "b349d01e9198c8d8bf5accf63db5510fdb559b66170526bc4f8dbf1d0d1acd1e",
+            "a9882be61a72504b1280f62bdb491c29fc0586a177c4dc18d8d414d11e3bddbf",
+            "fce6353ac4a358d48e9178b68a64fa1c5888fba1e7c2c857b33f53c3605ec56a",
+            "53bd373f766cd213febb1b5e96d69c0c7f829bfaf473300d8e086a3b47c676c5",
+            "4351b0a56ff6a32189af2607e3de07df59f0a3e6f804984001d92dd1c00e6e96",
         ],
     ),
 ];
 
 /// U-Net and decoder of `sr`, all attention in int8.
 const ATTENTION: [&str; 2] = [
-    "709c7a35b4b74e6830c9dcce790be71714ae0f4de38ed0c3269279a867f1f0ef",
-    "96519c5a7d9314919238e9b03ee570011598bf124eef7642d956f3abea00101a",
+    "e7b05b7b66dc3ae7a0804396bd7df93a235cc2cfb50d9a569a77dc39e7fe5ef3",
+    "a4c681d56792fd68ab05eb6057fbc1f55816342a58598fb4f15f8f8696cb4ef4",
 ];
 
 /// The float model of `name`, calibrated over a trajectory of two steps.

@@ -16,7 +16,8 @@ pub(super) struct Matrix {
     pub(super) weight: WeightId,
     /// Its bias.
     pub(super) bias: Option<WeightId>,
-    /// Output channels.
+    /// Rows of the weight: output channels, or filters where the operator has several for each
+    /// ([`up_filters`](latile_runtime::graph::up_filters)).
     pub(super) outputs: usize,
     /// Input channels.
     pub(super) inputs: usize,
@@ -26,13 +27,10 @@ pub(super) struct Matrix {
 
 /// The matrix of a convolution, or of a linear layer over a map.
 pub(super) fn matrix(graph: &Graph, node: &Node) -> Option<Matrix> {
-    let (weight, bias) = match node.op {
-        Op::Conv2d { weight, bias, .. } => (weight, bias),
-        Op::Linear { weight, bias, .. } if matches!(graph.kind(node.output), ValueKind::Map(_)) => {
-            (weight, bias)
-        }
-        _ => return None,
-    };
+    let (weight, bias, _) = node.op.matrix()?;
+    if !matches!(graph.kind(node.output), ValueKind::Map(_)) {
+        return None;
+    }
     let shape: Vec<usize> = graph.weight(weight).shape.iter().map(|&d| d as usize).collect();
     let (outputs, inputs) = (shape[0], shape[1]);
     Some(Matrix { weight, bias, outputs, inputs, window: shape[2..].iter().product() })

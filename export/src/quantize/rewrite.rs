@@ -136,8 +136,7 @@ pub(super) fn rewrite(
     for (i, node) in graph.nodes.iter_mut().enumerate() {
         if let Some(&index) = by_node.get(&i)
             && let Some(p) = parts[index]
-            && let Op::Conv2d { weight, bias, quant, .. } | Op::Linear { weight, bias, quant } =
-                &mut node.op
+            && let Some((weight, bias, quant)) = node.op.matrix_mut()
         {
             *weight = new(*weight);
             *bias = p.bias;
@@ -193,17 +192,21 @@ impl List {
 
 /// Gives the weights that `op` reads their new numbers.
 fn renumber(op: &mut Op, new: impl Fn(WeightId) -> WeightId) {
+    if let Some((weight, bias, _)) = op.matrix_mut() {
+        *weight = new(*weight);
+        *bias = bias.map(new);
+        return;
+    }
     match op {
-        Op::Conv2d { weight, bias, .. } | Op::Linear { weight, bias, .. } => {
-            *weight = new(*weight);
-            *bias = bias.map(new);
-        }
         Op::GroupNorm { weight, bias, .. } => {
             *weight = new(*weight);
             *bias = new(*bias);
         }
         Op::Codebook { table } => *table = new(*table),
-        Op::Silu
+        Op::Conv2d { .. }
+        | Op::UpConv2x { .. }
+        | Op::Linear { .. }
+        | Op::Silu
         | Op::Add
         | Op::AddChannel
         | Op::ScaleShift

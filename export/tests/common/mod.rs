@@ -129,20 +129,25 @@ pub fn run_observed(
     }
     for node in &graph.nodes {
         let x = |i: usize| values[node.inputs[i].index()].as_ref().unwrap();
-        if matches!(node.op, Op::Conv2d { .. } | Op::Linear { .. })
-            && matches!(graph.kind(node.inputs[0]), ValueKind::Map(_))
-        {
+        if node.op.matrix().is_some() && matches!(graph.kind(node.inputs[0]), ValueKind::Map(_)) {
             observe(&node.name, x(0));
         }
-        let out = step(&w, &node.op, &x, &node.inputs);
-        assert_eq!(out.c as u32, graph.kind(node.output).channels(), "{}", node.name);
+        let n = graph.kind(node.output).channels();
+        let out = step(&w, &node.op, &x, &node.inputs, n as usize);
+        assert_eq!(out.c as u32, n, "{}", node.name);
         values[node.output.index()] = Some(out);
     }
     assert_eq!(graph.outputs.len(), 1);
     values[graph.outputs[0].value.index()].take().unwrap()
 }
 
-fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[ValueId]) -> Map {
+fn step<'v>(
+    w: &Weights<'_>,
+    op: &Op,
+    x: &dyn Fn(usize) -> &'v Map,
+    inputs: &[ValueId],
+    n: usize,
+) -> Map {
     match *op {
         Op::Conv2d { weight, bias, kernel, stride, pad, ref quant } => {
             let [kh, kw] = kernel.map(|v| v as usize);
@@ -157,6 +162,18 @@ fn step<'v>(w: &Weights<'_>, op: &Op, x: &dyn Fn(usize) -> &'v Map, inputs: &[Va
                 [pad.top, pad.left, pad.bottom, pad.right],
                 quant.as_ref(),
             )
+        }
+        Op::UpConv2x { weight, bias, ref quant } => {
+            // All filters at all places; each output has one of them.
+            let all = conv(w, x(0), weight, bias, (2, 2), (1, 1), [1; 4], quant.as_ref());
+            let mut out = Map::zeros(2 * all.h - 2, 2 * all.w - 2, n);
+            for i in 0..out.data.len() {
+                let (y, x, o) = (i / n / out.w, i / n % out.w, i % n);
+                let (place, phase) = ([y.div_ceil(2), x.div_ceil(2)], y % 2 * 2 + x % 2);
+                let filter = phase * all.c / 4 + o;
+                out.data[i] = all.data[(place[0] * all.w + place[1]) * all.c + filter];
+            }
+            out
         }
         Op::Linear { weight, bias, ref quant } => {
             conv(w, x(0), weight, bias, (1, 1), (1, 1), [0; 4], quant.as_ref())

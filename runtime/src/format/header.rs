@@ -3,7 +3,7 @@
 //! | bytes | type | what |
 //! |---|---|---|
 //! | 0..8 | bytes | [`MAGIC`] |
-//! | 8..12 | u32 | [`VERSION`] |
+//! | 8..12 | u32 | version, [`OLDEST`] to [`VERSION`] |
 //! | 12..16 | u32 | flags, zero |
 //! | 16..24 | u64 | length of the file |
 //! | 24..32 | u64 | offset of the weights, [`PAGE`] |
@@ -17,8 +17,11 @@
 
 /// First eight bytes. The high bit and the newline show a file that was mangled as text.
 pub const MAGIC: [u8; 8] = *b"\x89LATILE\n";
-/// The version this build reads and writes.
-pub const VERSION: u32 = 2;
+/// The newest version that this build reads. A file is written in the oldest one that can hold it:
+/// [`Manifest::version`](super::Manifest::version).
+pub const VERSION: u32 = 3;
+/// The oldest version that this build reads.
+pub const OLDEST: u32 = 2;
 /// Where weights begin, and the alignment of every weight of at least this size.
 pub const PAGE: u64 = 4096;
 /// Bytes of the header proper.
@@ -29,6 +32,8 @@ pub const MAX_MANIFEST: u64 = 16 << 20;
 /// The header's fields that vary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// The format's version, [`OLDEST`] to [`VERSION`].
+    pub version: u32,
     /// Length of the weights in bytes.
     pub weights_len: u64,
     /// Length of the manifest in bytes.
@@ -53,7 +58,7 @@ pub enum HeaderError {
     NotLatile,
     /// Made by another version.
     #[error(
-        "it is of format version {found}, this build reads version {VERSION}; export the model again or update latile"
+        "it is of format version {found}, this build reads {OLDEST} to {VERSION}; export the model again or update latile"
     )]
     Version {
         /// Version found.
@@ -99,7 +104,7 @@ impl Header {
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut b = [0u8; HEADER_LEN];
         b[0..8].copy_from_slice(&MAGIC);
-        b[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        b[8..12].copy_from_slice(&self.version.to_le_bytes());
         b[16..24].copy_from_slice(&(self.manifest_offset() + self.manifest_len).to_le_bytes());
         b[24..32].copy_from_slice(&PAGE.to_le_bytes());
         b[32..40].copy_from_slice(&self.weights_len.to_le_bytes());
@@ -131,7 +136,7 @@ impl Header {
         if expected != found {
             return Err(HeaderError::Checksum { expected, found });
         }
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(HeaderError::Version { found: version });
         }
         let layout = |why: String| Err(HeaderError::Layout { why });
@@ -157,6 +162,6 @@ impl Header {
         if file[HEADER_LEN..PAGE as usize].iter().any(|&b| b != 0) {
             return layout("bytes 64..4096 are not zero".to_owned());
         }
-        Ok(Self { weights_len, manifest_len, manifest_crc: u32_at(56) })
+        Ok(Self { version, weights_len, manifest_len, manifest_crc: u32_at(56) })
     }
 }

@@ -1,7 +1,8 @@
 //! The manifest's types: everything about a model but its weights' bytes. It is stored as JSON with
 //! exactly these fields; unknown ones are refused.
 
-use crate::graph::Graph;
+use super::header::{OLDEST, VERSION};
+use crate::graph::{Graph, Op};
 use serde::{Deserialize, Serialize};
 
 /// A model's description.
@@ -22,6 +23,15 @@ pub struct Manifest {
     pub defaults: Defaults,
     /// The networks.
     pub components: Vec<ComponentSpec>,
+}
+
+impl Manifest {
+    /// The oldest version of the format that has all it needs.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        let mut nodes = self.components.iter().flat_map(|c| &c.graph.nodes);
+        if nodes.any(|n| matches!(n.op, Op::UpConv2x { .. })) { VERSION } else { OLDEST }
+    }
 }
 
 /// Where a model comes from.

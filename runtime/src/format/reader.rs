@@ -272,6 +272,13 @@ impl Model {
         }
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|e| refuse(format!("is not understood: {e}; export the model again")))?;
+        if manifest.version() > header.version {
+            return Err(refuse(format!(
+                "has operators of format version {}, the file says version {}; export the model again",
+                manifest.version(),
+                header.version
+            )));
+        }
         check(&manifest, header.weights_len, &name)?;
         drop((start, text));
         bytes.release(0..bytes.len() as usize);

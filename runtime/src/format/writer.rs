@@ -142,6 +142,7 @@ impl<W: Write + Seek> Writer<W> {
         }
         self.out.write_all(&text)?;
         let header = Header {
+            version: manifest.version(),
             weights_len: self.at,
             manifest_len: text.len() as u64,
             manifest_crc: crc32c::crc32c(&text),

@@ -98,6 +98,12 @@ impl Graph {
                     self.weight(*weight).shape.iter().map(|&d| u64::from(d)).product();
                 per_pixel * out.pixels() as u64
             }
+            // The filters that make a pixel, not those of all phases or those that fill a panel.
+            Op::UpConv2x { weight, .. } => {
+                let per_channel: u64 =
+                    self.weight(*weight).shape[1..].iter().map(|&d| u64::from(d)).product();
+                per_channel * out.channels() as u64 * out.pixels() as u64
+            }
             Op::Attention { .. } => {
                 let keys = shapes[node.inputs[1].index()].pixels() as u64;
                 2 * out.pixels() as u64 * keys * out.channels() as u64
@@ -156,7 +162,7 @@ fn output_size(node: &Node, shapes: &[Shape]) -> Result<(usize, usize), ShapeErr
             same(operand(1), operand(2))?;
             (h, w)
         }
-        Op::Upsample2x => (h.saturating_mul(2), w.saturating_mul(2)),
+        Op::Upsample2x | Op::UpConv2x { .. } => (h.saturating_mul(2), w.saturating_mul(2)),
         Op::AvgPool2x => (h / 2, w / 2),
         Op::Linear { .. }
         | Op::GroupNorm { .. }

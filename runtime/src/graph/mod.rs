@@ -11,7 +11,7 @@ mod validate;
 
 pub use arena_plan::{ArenaPlan, Lifetime, Overlay, plan_arena};
 pub use infer::ShapeError;
-pub use op::{Op, Pad, Quant, QuantRange};
+pub use op::{Matrix, MatrixMut, Op, Pad, Quant, QuantRange, up_filters};
 pub use validate::{GraphError, MAX_GROUPS, MAX_NODES};
 
 use crate::tensor::DType;

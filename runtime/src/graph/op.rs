@@ -53,6 +53,18 @@ pub struct Quant {
     pub input_scale: Option<WeightId>,
 }
 
+/// A layer's weight, its bias, and what makes it int8.
+pub type Matrix<'a> = (WeightId, Option<WeightId>, Option<&'a Quant>);
+/// As [`Matrix`], to be changed.
+pub type MatrixMut<'a> = (&'a mut WeightId, &'a mut Option<WeightId>, &'a mut Option<Quant>);
+
+/// Filters of an [`Op::UpConv2x`] with `n` output channels: in each of four phases one for every channel, rounded up
+/// to whole panels of sixteen.
+#[must_use]
+pub const fn up_filters(n: u32) -> u32 {
+    n.next_multiple_of(16).saturating_mul(4)
+}
+
 /// What is left out of a file.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 const fn is_false(flag: &bool) -> bool {
@@ -76,6 +88,21 @@ pub enum Op {
         /// Zero padding.
         pad: Pad,
         /// Makes it an int8 convolution.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        quant: Option<Quant>,
+    },
+    /// `map → map` of twice the height and width: nearest-neighbour upsampling and a 3 × 3 convolution that keeps the
+    /// size, in one. Of the 3 × 3 pixels that a window sees of an upsampled map at most 2 × 2 differ, so each pixel of
+    /// the input becomes 2 × 2 outputs, each by 2 × 2 weights of its own: output `(2y + py, 2x + px)`, of phase
+    /// `2 · py + px`, is `Σ w[ky, kx] · input[y + py + ky − 1, x + px + kx − 1]`, the input being 0 outside.
+    UpConv2x {
+        /// `[4 · m, c, 2, 2]`, m being the output channels n rounded up to a multiple of 16; see [`up_filters`].
+        /// Filter `phase · m + o` makes output channel o of a phase; those beyond n make nothing.
+        /// [`super::Layout::Packed16`], or [`super::Layout::Packed16x4`] where `quant` is given.
+        weight: WeightId,
+        /// `[4 · m]`, f32, plain: for each filter.
+        bias: Option<WeightId>,
+        /// Makes it an int8 layer; `n` is then the number of filters.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         quant: Option<Quant>,
     },
@@ -148,6 +175,7 @@ impl Op {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Conv2d { .. } => "conv2d",
+            Self::UpConv2x { .. } => "up_conv2x",
             Self::Linear { .. } => "linear",
             Self::GroupNorm { .. } => "group_norm",
             Self::Silu => "silu",
@@ -163,28 +191,50 @@ impl Op {
         }
     }
 
+    /// The parts of a convolution or linear layer.
+    #[must_use]
+    pub const fn matrix(&self) -> Option<Matrix<'_>> {
+        match self {
+            Self::Conv2d { weight, bias, quant, .. }
+            | Self::UpConv2x { weight, bias, quant }
+            | Self::Linear { weight, bias, quant } => Some((*weight, *bias, quant.as_ref())),
+            _ => None,
+        }
+    }
+
+    /// As [`Op::matrix`], to be changed.
+    #[must_use]
+    pub const fn matrix_mut(&mut self) -> Option<MatrixMut<'_>> {
+        match self {
+            Self::Conv2d { weight, bias, quant, .. }
+            | Self::UpConv2x { weight, bias, quant }
+            | Self::Linear { weight, bias, quant } => Some((weight, bias, quant)),
+            _ => None,
+        }
+    }
+
     /// What makes it an int8 layer, where it is one.
     #[must_use]
     pub const fn quant(&self) -> Option<&Quant> {
-        match self {
-            Self::Conv2d { quant, .. } | Self::Linear { quant, .. } => quant.as_ref(),
-            _ => None,
+        match self.matrix() {
+            Some((_, _, quant)) => quant,
+            None => None,
         }
     }
 
     /// The weights it reads.
     #[must_use]
     pub fn weights(&self) -> Vec<WeightId> {
-        match self {
-            Self::Conv2d { weight, bias, quant, .. } | Self::Linear { weight, bias, quant } => {
-                let mut all = vec![*weight];
-                all.extend(*bias);
-                if let Some(q) = quant {
-                    all.extend([q.weight_scale, q.weight_sum]);
-                    all.extend(q.input_scale);
-                }
-                all
+        if let Some((weight, bias, quant)) = self.matrix() {
+            let mut all = vec![weight];
+            all.extend(bias);
+            if let Some(q) = quant {
+                all.extend([q.weight_scale, q.weight_sum]);
+                all.extend(q.input_scale);
             }
+            return all;
+        }
+        match self {
             Self::GroupNorm { weight, bias, .. } => vec![*weight, *bias],
             Self::Codebook { table } => vec![*table],
             _ => Vec::new(),

@@ -1,7 +1,7 @@
 //! Checks that make a graph from a file safe to run: every id in range, every value defined once and
 //! before use, every weight of the shape its operator needs.
 
-use super::{Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId};
+use super::{Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId, up_filters};
 use crate::tensor::DType;
 
 /// More nodes than any latent diffusion model has; a graph beyond is refused.
@@ -170,6 +170,15 @@ impl Graph {
                 let shape = [n, first.channels(), kernel[0], kernel[1]];
                 self.check_matrix(place, *weight, &shape, quant.as_ref())?;
                 self.check_bias(place, *bias, n)
+            }
+            Op::UpConv2x { weight, bias, quant } => {
+                maps_only()?;
+                let n = out.channels();
+                want("output", out, ValueKind::Map(n))?;
+                let filters = up_filters(n);
+                let shape = [filters, first.channels(), 2, 2];
+                self.check_matrix(place, *weight, &shape, quant.as_ref())?;
+                self.check_bias(place, *bias, filters)
             }
             Op::Linear { weight, bias, quant } => {
                 let n = out.channels();

@@ -25,26 +25,48 @@ use latile_cpu::steps::conv::{
 use latile_cpu::steps::{Output, Source};
 use latile_runtime::graph::QuantRange;
 
-/// Name, side, input channels, output channels, kernel side.
-const SHAPES: &[(&str, usize, usize, usize, usize)] = &[
-    ("decoder 256x256 128-128", 256, 128, 128, 3),
-    ("decoder 256x256 256-128", 256, 256, 128, 3),
-    ("decoder 256x256 256-256", 256, 256, 256, 3),
-    ("decoder 128x128 256-256", 128, 256, 256, 3),
-    ("decoder 128x128 512-512", 128, 512, 512, 3),
-    ("decoder 64x64 512-512", 64, 512, 512, 3),
-    ("decoder 256x256 128-3", 256, 128, 3, 3),
-    ("unet 64x64 160-160", 64, 160, 160, 3),
-    ("unet 64x64 480-160", 64, 480, 160, 3),
-    ("unet 64x64 320-320", 64, 320, 320, 3),
-    ("unet 32x32 320-320", 32, 320, 320, 3),
-    ("unet 32x32 640-320", 32, 640, 320, 3),
-    ("unet 16x16 320-320", 16, 320, 320, 3),
-    ("unet 16x16 960-320", 16, 960, 320, 3),
-    ("unet 8x8 640-640", 8, 640, 640, 3),
-    ("unet 8x8 1280-640", 8, 1280, 640, 3),
-    ("unet 64x64 320-160 1x1", 64, 320, 160, 1),
-    ("unet 64x64 160-480 1x1", 64, 160, 480, 1),
+/// A square map, kernel `k`.
+const fn square(side: usize, c: usize, n: usize, k: usize) -> ConvShape {
+    ConvShape::same(side, side, c, n, k)
+}
+
+/// Each pixel read as 2x2.
+const fn up(side: usize, c: usize) -> ConvShape {
+    ConvShape { upsample: true, ..square(side, c, c, 3) }
+}
+
+/// The same in four phases.
+const fn phases(side: usize, c: usize) -> ConvShape {
+    ConvShape::doubling(side, side, c, c)
+}
+
+const SHAPES: &[(&str, ConvShape)] = &[
+    ("decoder 256x256 128-128", square(256, 128, 128, 3)),
+    ("decoder 256x256 256-128", square(256, 256, 128, 3)),
+    ("decoder 256x256 256-256", square(256, 256, 256, 3)),
+    ("decoder 128x128 256-256", square(128, 256, 256, 3)),
+    ("decoder 128x128 512-512", square(128, 512, 512, 3)),
+    ("decoder 64x64 512-512", square(64, 512, 512, 3)),
+    ("decoder 256x256 128-3", square(256, 128, 3, 3)),
+    ("unet 64x64 160-160", square(64, 160, 160, 3)),
+    ("unet 64x64 480-160", square(64, 480, 160, 3)),
+    ("unet 64x64 320-320", square(64, 320, 320, 3)),
+    ("unet 32x32 320-320", square(32, 320, 320, 3)),
+    ("unet 32x32 640-320", square(32, 640, 320, 3)),
+    ("unet 16x16 320-320", square(16, 320, 320, 3)),
+    ("unet 16x16 960-320", square(16, 960, 320, 3)),
+    ("unet 8x8 640-640", square(8, 640, 640, 3)),
+    ("unet 8x8 1280-640", square(8, 1280, 640, 3)),
+    ("decoder 64x64 512-512 up", up(64, 512)),
+    ("decoder 64x64 512-512 phases", phases(64, 512)),
+    ("decoder 128x128 256-256 up", up(128, 256)),
+    ("decoder 128x128 256-256 phases", phases(128, 256)),
+    ("unet 8x8 640-640 up", up(8, 640)),
+    ("unet 8x8 640-640 phases", phases(8, 640)),
+    ("unet 32x32 320-320 up", up(32, 320)),
+    ("unet 32x32 320-320 phases", phases(32, 320)),
+    ("unet 64x64 320-160 1x1", square(64, 320, 160, 1)),
+    ("unet 64x64 160-480 1x1", square(64, 160, 480, 1)),
 ];
 
 /// The element type of the weights; activations are in f16 but for `F32`.
@@ -149,14 +171,15 @@ fn main() {
             "{name} threads {threads} fused {fused}; micro-kernel in cache, a thread: {rate:.1} GMAC/s"
         );
     }
-    for &(name, side, c, n, k) in SHAPES.iter().filter(|s| s.0.contains(&filter)) {
-        let shape = ConvShape::same(side, side, c, n, k);
+    for &(name, shape) in SHAPES.iter().filter(|s| s.0.contains(&filter)) {
+        let ConvShape { c, h, w, .. } = shape;
+        let filters = shape.filters();
         let plan = match precision {
             Precision::Int8 => ConvPlan::int8(shape, level),
             _ => ConvPlan::new(shape, weight_type(precision), level),
         }
         .expect("a good shape");
-        let input: Vec<f32> = (0..side * side * c).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
+        let input: Vec<f32> = (0..h * w * c).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
         let halve = |x: &[f32]| -> Vec<f16> {
             x.iter().take(if half { x.len() } else { 0 }).map(|&x| f16::from_f32(x)).collect()
         };
@@ -164,10 +187,10 @@ fn main() {
         let weights: Vec<f32> =
             (0..shape.packed_len()).map(|i| (i % 13) as f32 * 0.01 - 0.06).collect();
         let weights_half = halve(&weights);
-        let packed: Vec<i8> = (0..n.div_ceil(16) * 16 * k * k * c.next_multiple_of(4))
+        let packed: Vec<i8> = (0..ConvShape { c: c.next_multiple_of(4), ..shape }.packed_len())
             .map(|i| (i % 251) as i8 % 127)
             .collect();
-        let (weight_scale, weight_sum) = (vec![1e-3; n], vec![0; n]);
+        let (weight_scale, weight_sum) = (vec![1e-3; filters], vec![0; filters]);
         let int8 = Int8Weights {
             packed: &packed,
             scale: &weight_scale,
@@ -176,7 +199,7 @@ fn main() {
             range: QuantRange { scale: 0.01, zero_point: 30 },
         };
         let (scale, shift) = (vec![0.9; c], vec![0.1; c]);
-        let bias = vec![0.5; n];
+        let bias = vec![0.5; filters];
         let mut out = vec![0.0_f32; shape.out_len()];
         let mut out_half = vec![f16::ZERO; shape.out_len()];
         let mut sums = vec![0.0; plan.sums().len()];
@@ -223,7 +246,7 @@ fn main() {
         times.sort_by(f64::total_cmp);
         let gmac = shape.macs() as f64 / 1e9;
         println!(
-            "{name:26} {gmac:8.3} GMAC  best {:7.1}  median {:7.1}  best by cpu time {} GMAC/s",
+            "{name:30} {gmac:8.3} GMAC  best {:7.1}  median {:7.1}  best by cpu time {} GMAC/s",
             gmac / times[0],
             gmac / times[times.len() / 2],
             cpu.map_or("-".to_owned(), |cpu| format!("{:7.1}", gmac / cpu.as_secs_f64()))

@@ -30,7 +30,7 @@ pub fn quantize(x: f32, range: &QuantRange) -> i32 {
     (x.round_ties_even() as i32).saturating_add(zero).clamp(0, 255) - zero
 }
 
-/// The weights of a convolution, `[n, c, kh, kw]`.
+/// The weights of a convolution, `[filters, c, kh, kw]`.
 #[derive(Clone, Copy, Debug)]
 pub enum Matrix<'a> {
     /// Numbers.
@@ -39,7 +39,7 @@ pub enum Matrix<'a> {
     Int8 {
         /// In row-major order.
         weights: &'a [i8],
-        /// Per output channel.
+        /// Per filter.
         scale: &'a [f32],
         /// Per input channel.
         input_scale: Option<&'a [f32]>,
@@ -61,7 +61,7 @@ pub struct Conv<'a> {
     pub silu: bool,
     /// The weights.
     pub weights: Matrix<'a>,
-    /// Per output channel.
+    /// Per filter.
     pub bias: Option<&'a [f32]>,
     /// Per output channel.
     pub add: Option<&'a [f32]>,
@@ -82,8 +82,12 @@ impl Conv<'_> {
             stride: [sy, sx],
             pads: [top, left, ..],
             upsample,
+            phases,
             ..
         } = self.shape;
+        // What an output has of its window's place: the place itself, or half of it and a phase.
+        let parts = if phases { 2 } else { 1 };
+        let phase_filters = self.shape.filters() / (parts * parts);
         let [seen_h, seen_w] = self.shape.seen();
         let [oh, ow] = self.shape.out();
         let seen: Vec<f32> = self
@@ -122,11 +126,14 @@ impl Conv<'_> {
             for x in 0..ow {
                 for o in 0..n {
                     let (mut float, mut whole) = (0.0_f32, 0_i64);
+                    let [py, px] = [y % parts, x % parts];
+                    let filter = (py * parts + px) * phase_filters + o;
                     for ky in 0..kh {
                         for kx in 0..kw {
                             for channel in 0..c {
-                                let a = at(y * sy + ky, x * sx + kx, channel);
-                                let i = ((o * c + channel) * kh + ky) * kw + kx;
+                                let a =
+                                    at(y / parts * sy + py + ky, x / parts * sx + px + kx, channel);
+                                let i = ((filter * c + channel) * kh + ky) * kw + kx;
                                 match self.weights {
                                     Matrix::Float(w) => float = a.mul_add(w[i], float),
                                     Matrix::Int8 { weights: w, .. } => {
@@ -139,11 +146,12 @@ impl Conv<'_> {
                     let sum = match self.weights {
                         Matrix::Float(_) => float,
                         Matrix::Int8 { scale, range, .. } => {
-                            whole as f32 * (range.scale * scale[o])
+                            whole as f32 * (range.scale * scale[filter])
                         }
                     };
                     let index = (y * ow + x) * n + o;
-                    let bias = self.bias.map_or(0.0, |b| b[o]) + self.add.map_or(0.0, |b| b[o]);
+                    let bias =
+                        self.bias.map_or(0.0, |b| b[filter]) + self.add.map_or(0.0, |b| b[o]);
                     let mut v = sum + bias;
                     if let Some(residual) = self.residual {
                         v += residual[index];
@@ -253,4 +261,58 @@ pub fn attention_int8(
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By definition: whole numbers, so that no sum is rounded.
+    #[test]
+    fn four_phases_are_a_convolution_of_the_upsampled_map() {
+        let mut state = 5_u32;
+        for (h, w, c, n) in [(1, 1, 1, 1), (1, 4, 2, 3), (5, 3, 4, 17), (4, 6, 3, 16)] {
+            let mut whole = |len: usize| -> Vec<f32> {
+                let next = |_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) as f32 % 201.0 - 100.0
+                };
+                (0..len).map(next).collect()
+            };
+            let (input, nine, bias) = (whole(h * w * c), whole(n * c * 9), whole(n));
+            let plain = ConvShape { upsample: true, ..ConvShape::same(h, w, c, n, 3) };
+            let folded = ConvShape::doubling(h, w, c, n);
+            let filters = folded.filters() / 4;
+            let mut four = vec![0.0; 4 * filters * c * 4];
+            let mut biases = vec![0.0; 4 * filters];
+            for (at, weight) in nine.iter().enumerate() {
+                let (row, [y, x]) = (at / 9, [at % 9 / 3, at % 3]);
+                for [py, px] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+                    // Row y - 1 of a window at row p of two is row (p + y - 1) / 2 of the map, rounded down.
+                    let [ky, kx] =
+                        [usize::div_ceil(y + py, 2) - py, usize::div_ceil(x + px, 2) - px];
+                    let filter = (2 * py + px) * filters + row / c;
+                    four[(filter * c + row % c) * 4 + 2 * ky + kx] += weight;
+                    biases[filter] = bias[row / c];
+                }
+            }
+            let run = |shape, weights, bias| {
+                let conv = Conv {
+                    shape,
+                    input: &input,
+                    norm: &vec![None; c],
+                    silu: false,
+                    weights: Matrix::Float(weights),
+                    bias: Some(bias),
+                    add: None,
+                    residual: None,
+                    output_scale: 1.0,
+                };
+                conv.run()
+            };
+            assert_eq!(plain.out(), folded.out());
+            assert_eq!(run(plain, &nine, &bias), run(folded, &four, &biases), "{h} {w} {c} {n}");
+            assert_eq!(9 * folded.macs(), 4 * plain.macs());
+        }
+    }
 }

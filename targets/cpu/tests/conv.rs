@@ -17,12 +17,13 @@ use latile_cpu::steps::norm::{
 use latile_cpu::steps::{Output, Source, StepError};
 use latile_runtime::graph::QuantRange;
 
-/// `[n, c, kh, kw]` as `[ceil(n / 16)][kh][kw][ceil(c / group)][16][group]`, by the definition.
+/// `[filters, c, kh, kw]` as `[ceil(filters / 16)][kh][kw][ceil(c / group)][16][group]`, by the definition.
 fn packed<T: Copy + Default>(weights: &[T], group: usize, shape: &ConvShape) -> Vec<T> {
     let window = shape.kernel[0] * shape.kernel[1];
     let groups = shape.c.div_ceil(group);
-    let mut packed = vec![T::default(); shape.n.div_ceil(16) * window * groups * 16 * group];
-    for n in 0..shape.n {
+    let mut packed =
+        vec![T::default(); shape.filters().div_ceil(16) * window * groups * 16 * group];
+    for n in 0..shape.filters() {
         for c in 0..shape.c {
             for tap in 0..window {
                 let row = (n / 16 * window + tap) * groups + c / group;
@@ -170,7 +171,7 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
         }
     }
     let [kh, kw] = shape.kernel;
-    let mut weights = random.vec(shape.n * shape.c * kh * kw, 0.5);
+    let mut weights = random.vec(shape.filters() * shape.c * kh * kw, 0.5);
     if case.half_weights {
         weights = widen(&halve(&weights));
     }
@@ -186,7 +187,8 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
         .chunks(shape.c * kh * kw)
         .map(|row| row.iter().map(|&w| i32::from(w)).sum())
         .collect();
-    let worth: Vec<f32> = random.vec(shape.n, 0.001).iter().map(|x| x.abs() + 1e-4).collect();
+    let worth: Vec<f32> =
+        random.vec(shape.filters(), 0.001).iter().map(|x| x.abs() + 1e-4).collect();
     let factors: Vec<f32> = random.vec(shape.c, 0.5).iter().map(|x| x + 1.0).collect();
     let range = QuantRange {
         scale: 0.01 + 0.005 * random.next(),
@@ -199,7 +201,7 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
         input_scale: case.int8.is_some_and(|scaled| scaled).then_some(&factors),
         range,
     };
-    let bias = random.vec(shape.n, 1.0);
+    let bias = random.vec(shape.filters(), 1.0);
     let add = random.vec(shape.n, 1.0);
     let mut residual = random.vec(shape.out_len(), by);
     let residual_half = halve(&residual);
@@ -415,13 +417,61 @@ fn odd_kernels_strides_pads_and_upsampling() {
 }
 
 #[test]
+fn four_phases_with_every_fusion() {
+    let levels = Level::float_levels();
+    let pools = pools();
+    for (h, w, c, n) in [
+        (1, 1, 1, 1),
+        (2, 3, 3, 5),
+        (5, 4, 6, 15),
+        (8, 8, 15, 17),
+        (7, 13, 17, 16),
+        (9, 14, 16, 33),
+        (6, 15, 5, 31),
+        (10, 28, 8, 32),
+        (3, 29, 4, 18),
+        (4, 67, 4, 18),
+    ] {
+        let shape = ConvShape::doubling(h, w, c, n);
+        check(&Case::plain(shape), &levels, &pools[..2]);
+        check(&Case::fused(shape), &levels, &pools);
+        check(
+            &Case {
+                half_in: true,
+                half_weights: true,
+                half_out: true,
+                residual: Kind::InPlace,
+                scale: 0.70710677,
+                ..Case::fused(shape)
+            },
+            &levels,
+            &pools[1..3],
+        );
+    }
+    // Whatever the kernel and the pads, of a map that is upsampled before too, or read as it lies.
+    let base = ConvShape::doubling(6, 9, 5, 19);
+    for shape in [
+        ConvShape { upsample: true, ..base },
+        ConvShape { kernel: [3, 1], pads: [2, 0, 1, 0], ..base },
+        ConvShape { kernel: [1, 4], pads: [0, 5, 3, 1], ..base },
+        ConvShape { pads: [0; 4], ..base },
+    ] {
+        check(&Case::plain(shape), &levels, &pools[..1]);
+        check(&Case::fused(shape), &levels, &pools[2..3]);
+    }
+}
+
+#[test]
 fn concatenated_segments() {
     let levels = Level::float_levels();
     let pools = pools();
     for segments in [vec![3, 2], vec![16, 16], vec![17, 5, 1], vec![1, 33, 2, 8]] {
         let c = segments.iter().sum();
-        for upsample in [false, true] {
-            let shape = ConvShape { upsample, ..ConvShape::same(6, 9, c, 20, 3) };
+        for shape in [
+            ConvShape::same(6, 9, c, 20, 3),
+            ConvShape { upsample: true, ..ConvShape::same(6, 9, c, 20, 3) },
+            ConvShape::doubling(6, 9, c, 20),
+        ] {
             for half in [false, true] {
                 check(
                     &Case { segments: segments.clone(), half_in: half, ..Case::fused(shape) },
@@ -450,6 +500,11 @@ fn every_way_to_divide_the_work() {
         ConvShape::same(18, 65, 6, 16, 3),
         ConvShape { stride: [2, 2], ..ConvShape::same(41, 150, 4, 17, 3) },
         ConvShape { upsample: true, ..ConvShape::same(20, 40, 4, 17, 3) },
+        ConvShape::doubling(8, 8, 24, 150),
+        ConvShape::doubling(3, 2, 40, 129),
+        ConvShape::doubling(37, 70, 3, 3),
+        ConvShape::doubling(20, 130, 4, 17),
+        ConvShape::doubling(5, 6, 700, 20),
         // K longer than one stretch: several runs a stretch, one, and a part of one.
         ConvShape::same(5, 6, 300, 20, 3),
         ConvShape::same(4, 5, 700, 18, 3),
@@ -506,6 +561,12 @@ fn random_shapes() {
             stride: [1 + random.below(2), 1 + random.below(2)],
             pads: [random.below(3), random.below(3), random.below(3), random.below(3)],
             upsample: random.below(3) == 0,
+            phases: false,
+        };
+        let shape = if random.below(4) == 0 {
+            ConvShape { kernel: [2, 2], stride: [1, 1], pads: [1; 4], phases: true, ..shape }
+        } else {
+            shape
         };
         let split = random.below(c);
         let case = Case {
@@ -539,6 +600,10 @@ fn wrong_operands_are_refused() {
     assert!(ConvPlan::new(large, WeightType::F32, level).is_err());
     let rows = ConvShape { kernel: [17, 1], pads: [8; 4], ..ConvShape::same(4, 4, 4, 4, 3) };
     assert!(ConvPlan::new(rows, WeightType::F32, level).is_err());
+    let strided = ConvShape { stride: [2, 2], ..ConvShape::doubling(4, 4, 4, 4) };
+    assert!(ConvPlan::new(strided, WeightType::F32, level).is_err());
+    let narrow = ConvShape { pads: [0; 4], ..ConvShape::doubling(2, 4, 4, 4) };
+    assert!(ConvPlan::new(narrow, WeightType::F32, level).is_err());
     let overflow = ConvShape::same(1 << 20, 1 << 20, 1 << 20, 1 << 20, 3);
     assert!(ConvPlan::new(overflow, WeightType::F32, level).is_err());
 

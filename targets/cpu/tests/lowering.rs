@@ -288,11 +288,20 @@ fn blocks_that_change_the_resolution() {
         let d = net.add(s, h);
         let h = net.group_norm(d, 2);
         let h = net.silu(h);
-        let h = net.upsample(h);
+        let up = net.upsample(h);
         let s = net.upsample(d);
-        let h = net.conv3(h, 8);
-        let u = net.add(s, h);
+        let g = net.conv3(up, 8);
+        let u = net.add(s, g);
         net.output("u", u);
+        // The same in one, of what is one map and of what is two; and of a map that is upsampled before.
+        let g = net.up_conv(h, 8);
+        let u = net.add(s, g);
+        net.output("in one", u);
+        let two = net.concat(&[d, h]);
+        let g = net.up_conv(two, 20);
+        net.output("of two", g);
+        let g = net.up_conv(up, 5);
+        net.output("again", g);
     });
 }
 

@@ -77,7 +77,7 @@ fn grow(net: &mut Net, h: usize, w: usize, ops: &[(u8, u8, u8)]) {
             },
             12 if SIDES.contains(&(2 * x.h)) && SIDES.contains(&(2 * x.w)) => {
                 (y.h, y.w) = (2 * x.h, 2 * x.w);
-                net.upsample(x.id)
+                if extra % 3 == 0 { net.upsample(x.id) } else { net.up_conv(x.id, n) }
             }
             12 | 13 if SIDES.contains(&(x.h / 2)) && SIDES.contains(&(x.w / 2)) => {
                 if extra % 2 == 0 {

@@ -11,15 +11,14 @@ use latile_runtime::backend::{Backend, PrepareError, Residency, Room, Session};
 use latile_runtime::format::{Model, Role};
 use latile_runtime::tensor::DType;
 
-/// A decoder as LDM's: residual blocks over one map, enlarged twice, with norms and shortcuts.
+/// A decoder as LDM's: residual blocks over one map, enlarged twice (by either form of it), with norms and shortcuts.
 fn decoder(dtype: DType, int8: bool) -> Net {
     let mut net = Net::new(dtype, 5);
     net.int8 = int8.then_some(true);
     let x = net.map("x", 3);
     let x = net.conv3(x, 24);
     let x = net.resnet(x, 24, 4, None);
-    let x = net.upsample(x);
-    let x = net.conv3(x, 24);
+    let x = net.up_conv(x, 24);
     let x = net.resnet(x, 16, 4, None);
     let x = net.resnet(x, 16, 4, None);
     let x = net.upsample(x);

@@ -47,14 +47,14 @@ fn check(case: &Case, rng: &mut Random) {
         .iter()
         .map(|&c| ((0..c).map(|_| rng.unit()).collect(), (0..c).map(|_| rng.unit()).collect()))
         .collect();
-    let groups = shape.n.div_ceil(16) * shape.kernel[0] * shape.kernel[1];
+    let groups = shape.filters().div_ceil(16) * shape.kernel[0] * shape.kernel[1];
     let float: Vec<f16> = halves(rng, groups * shape.c * 16);
     let bytes: Vec<i8> =
         (0..groups * shape.c.div_ceil(4) * 64).map(|_| (127.0 * rng.unit()) as i8).collect();
-    let scale: Vec<f32> = (0..shape.n).map(|_| 0.001 + 0.001 * rng.unit().abs()).collect();
-    let sum: Vec<i32> = (0..shape.n).map(|_| (900.0 * rng.unit()) as i32).collect();
+    let scale: Vec<f32> = (0..shape.filters()).map(|_| 0.001 + 0.001 * rng.unit().abs()).collect();
+    let sum: Vec<i32> = (0..shape.filters()).map(|_| (900.0 * rng.unit()) as i32).collect();
     let other = halves(rng, shape.out_len());
-    let bias: Vec<f32> = (0..shape.n).map(|_| rng.unit()).collect();
+    let bias: Vec<f32> = (0..shape.filters()).map(|_| rng.unit()).collect();
     let weights = if case.int8 {
         Weights::I8(Int8Weights {
             packed: &bytes,
@@ -177,6 +177,8 @@ fn strips_give_the_bits_of_the_whole() {
     let shapes = [
         same(40, 21, 6, 18, 3),
         ConvShape { upsample: true, ..same(19, 12, 5, 16, 3) },
+        ConvShape::doubling(19, 12, 5, 18),
+        ConvShape::doubling(33, 66, 36, 24),
         ConvShape { stride: [2, 2], pads: [0, 0, 1, 1], ..same(45, 17, 7, 9, 3) },
         same(64, 9, 20, 33, 1),
         same(33, 66, 36, 24, 3),

@@ -20,8 +20,8 @@ use half::slice::HalfBitsSliceExt;
 use latile_runtime::backend::{Norms, PrepareError};
 use latile_runtime::format::LoadedComponent;
 use latile_runtime::graph::{
-    ArenaPlan, Graph, Lifetime, Op, Overlay, Quant, QuantRange, ValueId, ValueKind, WeightId,
-    plan_arena,
+    ArenaPlan, Graph, Lifetime, Matrix, Op, Overlay, Quant, QuantRange, ValueId, ValueKind,
+    WeightId, plan_arena,
 };
 use latile_runtime::tensor::{ALIGN, ArenaError, DType, Shape};
 

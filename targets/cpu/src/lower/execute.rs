@@ -79,60 +79,44 @@ impl<'a> Views<'a> {
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 
-    fn source(&self, id: BufferId) -> Source<'a> {
-        match self.program.places[id.0].dtype {
-            DType::F32 => Source::F32(self.read(id)),
-            DType::F16 => Source::F16(self.read(id)),
-            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
-        }
+    /// Elements of a value's buffer.
+    fn elements(&self, id: BufferId) -> Range<usize> {
+        let place = self.program.places[id.0];
+        0..place.bytes / place.dtype.size()
     }
 
-    fn output(&self, id: BufferId) -> Output<'a> {
+    /// Some elements of a value.
+    fn part(&self, id: BufferId, elements: Range<usize>) -> Source<'a> {
         match self.program.places[id.0].dtype {
-            DType::F32 => Output::F32(self.write(id)),
-            DType::F16 => Output::F16(self.write(id)),
-            DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
-        }
-    }
-
-    /// A map as a strip reads it: rows `y` of it, each of `row` elements, or its ring of lines.
-    fn source_rows(
-        &self,
-        id: BufferId,
-        hold: Hold,
-        y: [usize; 2],
-        row: usize,
-    ) -> (Source<'a>, Window) {
-        if let Hold::Ring(lines) = hold {
-            return (self.source(id), Window::ring(lines));
-        }
-        let elements = y[0] * row..y[1] * row;
-        let rows = match self.program.places[id.0].dtype {
             DType::F32 => Source::F32(self.read_range(id, elements)),
             DType::F16 => Source::F16(self.read_range(id, elements)),
             DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
-        };
-        (rows, Window::from(y[0]))
+        }
     }
 
-    /// As [`Views::source_rows`], to write.
-    fn output_rows(
-        &self,
-        id: BufferId,
-        hold: Hold,
-        y: [usize; 2],
-        row: usize,
-    ) -> (Output<'a>, Window) {
-        if let Hold::Ring(lines) = hold {
-            return (self.output(id), Window::ring(lines));
-        }
-        let elements = y[0] * row..y[1] * row;
-        let rows = match self.program.places[id.0].dtype {
+    /// As [`Views::part`], to write.
+    fn part_mut(&self, id: BufferId, elements: Range<usize>) -> Output<'a> {
+        match self.program.places[id.0].dtype {
             DType::F32 => Output::F32(self.write_range(id, elements)),
             DType::F16 => Output::F16(self.write_range(id, elements)),
             DType::I8 | DType::I32 => unreachable!("values are stored as floats"),
-        };
-        (rows, Window::from(y[0]))
+        }
+    }
+
+    fn source(&self, id: BufferId) -> Source<'a> {
+        self.part(id, self.elements(id))
+    }
+
+    fn output(&self, id: BufferId) -> Output<'a> {
+        self.part_mut(id, self.elements(id))
+    }
+
+    /// What a strip uses of a map: rows `y` of it, each of `row` elements, or its ring of lines.
+    fn held(&self, id: BufferId, hold: Hold, y: [usize; 2], row: usize) -> (Range<usize>, Window) {
+        match hold {
+            Hold::Ring(lines) => (self.elements(id), Window::ring(lines)),
+            Hold::Whole => (y[0] * row..y[1] * row, Window::from(y[0])),
+        }
     }
 
     fn sums(&self, id: Option<BufferId>) -> Option<&'a mut [f64]> {
@@ -368,23 +352,24 @@ fn conv_strip(
     let needed = shape.input_rows(y);
     let row = shape.out()[1] * shape.n;
     let mut rows = Rows { y, ..Rows::all(&step.plan) };
-    let (out, window) = v.output_rows(step.out, holds.out, y, row);
+    let (own, window) = v.held(step.out, holds.out, y, row);
     rows.out = window;
+    let out = v.part_mut(step.out, own);
     let residual = match step.residual {
         Addend::None => Residual::None,
         Addend::InPlace => Residual::InPlace,
         Addend::Of(id) => {
-            let (source, window) = v.source_rows(id, holds.residual, y, row);
+            let (own, window) = v.held(id, holds.residual, y, row);
             rows.residual = window;
-            Residual::Of(source)
+            Residual::Of(v.part(id, own))
         }
     };
-    let held =
-        |i: usize, id, channels| v.source_rows(id, holds.inputs[i], needed, shape.w * channels);
+    let held = |i: usize, id, channels| v.held(id, holds.inputs[i], needed, shape.w * channels);
     for (i, &(id, channels)) in step.inputs.segments.iter().enumerate() {
         rows.inputs[i] = held(i, id, channels).1;
     }
-    v.segments_of(&step.inputs, &|i, id, channels| held(i, id, channels).0, |segments| {
+    let part = |i, id, channels| v.part(id, held(i, id, channels).0);
+    v.segments_of(&step.inputs, &part, |segments| {
         let args = ConvArgs {
             segments,
             activation: step.inputs.activation,

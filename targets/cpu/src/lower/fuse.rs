@@ -186,6 +186,7 @@ impl<'g> Fuser<'g> {
                 Kind::Pointwise { chain: self.chain_through(node), residual: None }
             }
             Op::Conv2d { .. }
+            | Op::UpConv2x { .. }
             | Op::Linear { .. }
             | Op::AvgPool2x
             | Op::Attention { .. }
@@ -312,13 +313,13 @@ impl<'g> Fuser<'g> {
 
     fn is_conv(&self, node: usize) -> bool {
         let n = &self.graph.nodes[node];
-        matches!(n.op, Op::Conv2d { .. } | Op::Linear { .. })
-            && matches!(self.graph.kind(n.output), ValueKind::Map(_))
+        n.op.matrix().is_some() && matches!(self.graph.kind(n.output), ValueKind::Map(_))
     }
 
     fn taps(&self, node: usize) -> u64 {
         match self.graph.nodes[node].op {
             Op::Conv2d { kernel, .. } => u64::from(kernel[0]) * u64::from(kernel[1]),
+            Op::UpConv2x { .. } => 4,
             _ => 1,
         }
     }

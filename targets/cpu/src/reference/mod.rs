@@ -13,7 +13,7 @@ mod tests;
 use crate::naive;
 use half::f16;
 use latile_runtime::format::LoadedComponent;
-use latile_runtime::graph::{Layout, Node, Op, Quant, ShapeError, ValueId, ValueKind, WeightId};
+use latile_runtime::graph::{Layout, Matrix, Node, Op, ShapeError, ValueId, ValueKind, WeightId};
 use latile_runtime::tensor::{DType, Shape};
 
 /// Runs `component` with its map inputs at the given sizes and returns every value of the graph, indexed
@@ -85,10 +85,11 @@ fn compute(
     let x = |i: usize| values[node.inputs[i].index()].as_slice();
     let shape = |i: usize| shapes[node.inputs[i].index()];
     let plain = |id: WeightId| unpack(component, id);
-    let bias = |id: &Option<WeightId>, n: usize| id.map_or(vec![0.0; n], plain);
     let out = shapes[node.output.index()];
-    let conv = |weight: WeightId, b: &Option<WeightId>, window, quant: &Option<Quant>| {
-        let (w, b) = (plain(weight), bias(b, out.channels()));
+    let conv = |(weight, bias, quant): Matrix<'_>, window| {
+        let w = plain(weight);
+        let filters = component.spec().graph.weight(weight).shape[0] as usize;
+        let b = bias.map_or(vec![0.0; filters], plain);
         let Some(quant) = quant else {
             return ops::conv2d(x(0), shape(0), &w, &b, window, out);
         };
@@ -102,19 +103,26 @@ fn compute(
         };
         ops::conv2d_int8(x(0), shape(0), &layer, &b, window, out)
     };
-    match &node.op {
-        Op::Conv2d { weight, bias, kernel, stride, pad, quant } => {
-            let window = ops::Window {
-                kernel: kernel.map(|v| v as usize),
-                stride: stride.map(|v| v as usize),
-                top: pad.top as usize,
-                left: pad.left as usize,
-            };
-            conv(*weight, bias, window, quant)
+    let point = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0, phases: false };
+    let window = match &node.op {
+        Op::Conv2d { kernel, stride, pad, .. } => ops::Window {
+            kernel: kernel.map(|v| v as usize),
+            stride: stride.map(|v| v as usize),
+            top: pad.top as usize,
+            left: pad.left as usize,
+            phases: false,
+        },
+        Op::UpConv2x { .. } => {
+            ops::Window { kernel: [2, 2], top: 1, left: 1, phases: true, ..point }
         }
-        Op::Linear { weight, bias, quant } => {
-            let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
-            conv(*weight, bias, window, quant)
+        _ => point,
+    };
+    if let Some(matrix) = node.op.matrix() {
+        return conv(matrix, window);
+    }
+    match &node.op {
+        Op::Conv2d { .. } | Op::UpConv2x { .. } | Op::Linear { .. } => {
+            unreachable!("they have a matrix")
         }
         Op::GroupNorm { groups, eps, weight, bias } => ops::group_norm(
             x(0),

@@ -11,6 +11,8 @@ pub(super) struct Window {
     pub(super) stride: [usize; 2],
     pub(super) top: usize,
     pub(super) left: usize,
+    /// Whether it makes 2 x 2 outputs by filters of their own, the window of each a pixel further down or right.
+    pub(super) phases: bool,
 }
 
 fn size(shape: Shape) -> (usize, usize, usize) {
@@ -20,7 +22,22 @@ fn size(shape: Shape) -> (usize, usize, usize) {
     }
 }
 
-/// Slides a window over `x` and adds up the products with `weight`, `[n, c, kh, kw]`, from zero over
+impl Window {
+    /// Phases down and across, and the filters of a phase, for `n` output channels.
+    fn phases(self, n: usize) -> (usize, usize) {
+        if self.phases { (2, n.next_multiple_of(16)) } else { (1, n) }
+    }
+
+    /// By output in the order of a map of shape `out`, the filter that makes it.
+    fn filters(self, out: Shape) -> impl Iterator<Item = usize> {
+        let (oh, ow, n) = size(out);
+        let (parts, each) = self.phases(n);
+        let phase = move |y: usize, x: usize| (y % parts * parts + x % parts) * each;
+        (0..oh * ow * n).map(move |i| phase(i / n / ow, i / n % ow) + i % n)
+    }
+}
+
+/// Slides a window over `x` and adds up the products with `weight`, `[filters, c, kh, kw]`, from zero over
 /// (ky, kx, c), padding's zeros included.
 fn convolve<T: Copy + Default, A: Copy + Default>(
     x: &[T],
@@ -38,16 +55,22 @@ fn convolve<T: Copy + Default, A: Copy + Default>(
             y >= window.top && x_ >= window.left && y - window.top < h && x_ - window.left < w;
         if inside { x[((y - window.top) * w + (x_ - window.left)) * c + i] } else { T::default() }
     };
+    let (parts, each) = window.phases(n);
     let mut result = Vec::with_capacity(oh * ow * n);
     for oy in 0..oh {
         for ox in 0..ow {
+            let [py, px] = [oy % parts, ox % parts];
+            let [top, left] =
+                [oy / parts * window.stride[0] + py, ox / parts * window.stride[1] + px];
             for o in 0..n {
+                let filter = (py * parts + px) * each + o;
                 let mut sum = A::default();
                 for ky in 0..kh {
                     for kx in 0..kw {
                         for i in 0..c {
-                            let v = at(oy * window.stride[0] + ky, ox * window.stride[1] + kx, i);
-                            sum = add_product(sum, v, weight[((o * c + i) * kh + ky) * kw + kx]);
+                            let v = at(top + ky, left + kx, i);
+                            let w = weight[((filter * c + i) * kh + ky) * kw + kx];
+                            sum = add_product(sum, v, w);
                         }
                     }
                 }
@@ -58,7 +81,7 @@ fn convolve<T: Copy + Default, A: Copy + Default>(
     result
 }
 
-/// `weight` is `[n, c, kh, kw]`. Every product is fused into the sum; then the bias is added.
+/// `weight` is `[filters, c, kh, kw]`. Every product is fused into the sum; then the bias is added.
 pub(super) fn conv2d(
     x: &[f32],
     shape: Shape,
@@ -68,12 +91,12 @@ pub(super) fn conv2d(
     out: Shape,
 ) -> Vec<f32> {
     let sums = convolve(x, shape, weight, window, out, |sum, v, w| v.mul_add(w, sum));
-    sums.iter().zip(bias.iter().cycle()).map(|(sum, b)| sum + b).collect()
+    sums.iter().zip(window.filters(out)).map(|(sum, f)| sum + bias[f]).collect()
 }
 
 /// What makes a convolution an int8 one.
 pub(super) struct Int8<'a> {
-    /// Whole numbers, `[n, c, kh, kw]`.
+    /// Whole numbers, `[filters, c, kh, kw]`.
     pub(super) weight: &'a [f32],
     pub(super) weight_scale: &'a [f32],
     pub(super) input_scale: Option<&'a [f32]>,
@@ -97,9 +120,8 @@ pub(super) fn conv2d_int8(
         x.iter().enumerate().map(|(i, x)| i64::from(quantize(x * factor(i), range))).collect();
     let weight: Vec<i64> = weight.iter().map(|w| *w as i64).collect();
     let sums = convolve(&q, shape, &weight, window, out, |sum: i64, q, w| sum + q * w);
-    let channels = weight_scale.iter().zip(bias).cycle();
-    let worth = |(sum, (scale, b)): (&i64, (&f32, &f32))| *sum as f32 * (range.scale * scale) + b;
-    sums.iter().zip(channels).map(worth).collect()
+    let worth = |(sum, f): (&i64, usize)| *sum as f32 * (range.scale * weight_scale[f]) + bias[f];
+    sums.iter().zip(window.filters(out)).map(worth).collect()
 }
 
 /// Wu & He 2018, equations 1 and 2, in f64, rounded once.

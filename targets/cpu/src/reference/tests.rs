@@ -11,7 +11,7 @@ fn map(h: usize, w: usize, c: usize) -> Shape {
 #[test]
 fn a_convolution_slides_and_pads() {
     // One channel, 2x2, kernel 3x3 of ones, pad 1: every output sees all four pixels.
-    let window = ops::Window { kernel: [3, 3], stride: [1, 1], top: 1, left: 1 };
+    let window = ops::Window { kernel: [3, 3], stride: [1, 1], top: 1, left: 1, phases: false };
     let x = [1.0, 2.0, 3.0, 4.0];
     let y = ops::conv2d(&x, map(2, 2, 1), &[1.0; 9], &[0.5], window, map(2, 2, 1));
     assert_eq!(y, [10.5; 4]);
@@ -28,7 +28,7 @@ fn a_convolution_slides_and_pads() {
 
 #[test]
 fn a_linear_layer_is_row_times_matrix() {
-    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
+    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0, phases: false };
     let (x, weight) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
     let y = ops::conv2d(&x, map(1, 2, 2), &weight, &[0.0, 0.0, 10.0], window, map(1, 2, 3));
     assert_eq!(y, [1.0, 2.0, 13.0, 3.0, 4.0, 17.0]);
@@ -38,7 +38,7 @@ fn a_linear_layer_is_row_times_matrix() {
 fn an_int8_layer_quantizes_its_input_and_scales_its_sums() {
     // 0.5 / 0.25 is 2; 0.375 / 0.25 is 1.5, of which the even neighbour is 2; -9 is cut off at -3 by a
     // zero point of 3, and 1e9 at 252.
-    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0 };
+    let window = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0, phases: false };
     let layer = ops::Int8 {
         weight: &[1.0, -127.0],
         weight_scale: &[0.5],
@@ -100,4 +100,25 @@ fn small_operators() {
     assert_eq!(ops::avg_pool2x(&[1.0, 2.0, 9.0, 3.0, 6.0, 9.0], map(2, 3, 1)), [3.0]);
     // 0.5 lies between both rows: the first wins.
     assert_eq!(ops::codebook(&[0.5, 0.9], &[0.0, 1.0, 2.0], 1), [0.0, 1.0]);
+}
+
+#[test]
+fn a_doubling_convolution_has_four_windows_for_each_pixel() {
+    // Of phase (py, px) one output channel, and fifteen that fill its panel: tap k has the weight 10^k, the
+    // phase counts thousands in the bias.
+    let weight: Vec<f32> = (0..64)
+        .flat_map(|f| if f % 16 == 0 { [1.0, 10.0, 100.0, 1000.0] } else { [f32::NAN; 4] })
+        .collect();
+    let bias: Vec<f32> =
+        (0..64).map(|f| if f % 16 == 0 { f as f32 * 625.0 } else { 9.0 }).collect();
+    let window = ops::Window { kernel: [2, 2], stride: [1, 1], top: 1, left: 1, phases: true };
+    let got = ops::conv2d(&[1.0, 2.0], map(1, 2, 1), &weight, &bias, window, map(2, 4, 1));
+    // The row above and below is 0, as are the columns left and right.
+    let expected = [
+        [1000.0, 100.0 + 2000.0, 1000.0 * 2.0 + 100.0, 200.0],
+        [10.0, 1.0 + 20.0, 20.0 + 1.0, 2.0],
+    ];
+    let biased = |y: usize, x: usize| expected[y][x] + 10_000.0 * (2 * y + x % 2) as f32;
+    let expected: Vec<f32> = (0..8).map(|i| biased(i / 4, i % 4)).collect();
+    assert_eq!(got, expected);
 }

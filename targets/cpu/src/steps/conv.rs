@@ -5,7 +5,8 @@
 //! zeros, convolves, and writes
 //! `(sum + (bias + add) + residual) * output_scale`, along with the channel sums that the next
 //! GroupNorm needs. Every activation is read and written once: there is no im2col buffer and
-//! no pass for a norm. A 1x1 convolution and a Linear layer (`h = 1`, `w = rows`) are the same
+//! no pass for a norm. A 3x3 convolution of an upsampled map may also come as four of 2x2, one for each
+//! phase of the output ([`ConvShape::phases`]): 4/9 of the work. A 1x1 convolution and a Linear layer (`h = 1`, `w = rows`) are the same
 //! step without a halo.
 //!
 //! In floating point the sum over K runs in the order (ky, kx, c) with fused multiply-adds. With
@@ -26,6 +27,7 @@ use super::conv_tile::TileJob;
 use super::{Output, SharedMut, Source, StepError, check_len};
 use crate::pool::{Pool, PoolError};
 use crate::registry::{self, WeightType};
+use crate::simd::LANES;
 
 pub(super) const STEP: &str = "convolution";
 
@@ -54,7 +56,7 @@ pub struct Segment<'a> {
     pub norm: Option<(&'a [f32], &'a [f32])>,
 }
 
-/// Packed weights, `[ceil(n / 16)][kh][kw][c][16]`; the file's
+/// Packed weights, `[ceil(filters / 16)][kh][kw][c][16]`, see [`ConvShape::filters`]; the file's
 /// [`Packed16`](latile_runtime::graph::Layout::Packed16).
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
@@ -70,12 +72,12 @@ pub enum Weights<'a> {
 /// [`Quant`](latile_runtime::graph::Quant).
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Weights<'a> {
-    /// `[ceil(n / 16)][kh][kw][ceil(c / 4)][16][4]`; the file's
+    /// `[ceil(filters / 16)][kh][kw][ceil(c / 4)][16][4]`; the file's
     /// [`Packed16x4`](latile_runtime::graph::Layout::Packed16x4).
     pub packed: &'a [i8],
-    /// What one step of a weight is worth, per output channel.
+    /// What one step of a weight is worth, per filter.
     pub scale: &'a [f32],
-    /// The sum of each output channel's weights.
+    /// The sum of each filter's weights.
     pub sum: &'a [i32],
     /// What each input channel is multiplied by first.
     pub input_scale: Option<&'a [f32]>,
@@ -104,9 +106,9 @@ pub struct ConvArgs<'a> {
     pub activation: Activation,
     /// The packed weights.
     pub weights: Weights<'a>,
-    /// Per output channel.
+    /// Per filter.
     pub bias: Option<&'a [f32]>,
-    /// A second vector per output channel, such as the time embedding's projection.
+    /// A vector per output channel, such as the time embedding's projection.
     pub add: Option<&'a [f32]>,
     /// Added after bias.
     pub residual: Residual<'a>,
@@ -220,7 +222,7 @@ fn fill_head<'a>(
     head: &'a mut [f32],
 ) -> (&'a [f32], Dequantize<'a>) {
     let (factor, rest) = head.split_at_mut(round_up(plan.shape.c));
-    let (correction, worth) = rest.split_at_mut(round_up(plan.shape.n));
+    let (correction, worth) = rest.split_at_mut(round_up(plan.shape.filters()));
     let correction: &mut [i32] = bytemuck::cast_slice_mut(correction);
     let inverse = 1.0 / weights.range.scale;
     factor.fill(inverse);
@@ -259,9 +261,11 @@ impl Run<'_> {
     fn run<C: Cells>(&self, cells: C) -> Result<(), PoolError> {
         let (plan, shape) = (self.plan, &self.plan.shape);
         let b = &plan.blocking;
-        let [oh, ow] = shape.out();
-        let [kh, kw] = shape.kernel;
+        let [oh, ow] = shape.windows();
+        let [kh, kw] = shape.reach();
         let [sy, sx] = shape.stride;
+        // Rows of windows.
+        let [from, to] = self.rows.y.map(|y| y >> shape.doubled());
         let band = Band {
             shape,
             segments: self.segments,
@@ -287,7 +291,6 @@ impl Run<'_> {
         let shared_band = b.whole && self.direct.is_none();
         if shared_band {
             // Each task writes a row of its own: there are no more of them than the ring has.
-            let [from, to] = self.rows.y;
             let first = from * sy;
             let needed = (to - 1) * sy + kh - first;
             self.pool.run(needed, &|i, _| fill(self.scratch, first + i, 0, b.band_cols))?;
@@ -296,8 +299,9 @@ impl Run<'_> {
         let task_panels = b.channels.div_ceil(16);
         let parts = panels.div_ceil(task_panels);
         let col_blocks = ow.div_ceil(b.cols);
-        let first_block = self.rows.y[0] / b.rows;
-        let row_blocks = self.rows.y[1].div_ceil(b.rows) - first_block;
+        let first_block = from / b.rows;
+        let row_blocks = to.div_ceil(b.rows) - first_block;
+        let phase_weights = panels * plan.depth() * plan.family.weight_row();
         let widened = matches!(plan.family, Family::Float(kernel) if kernel.widen)
             .then(|| registry::matmul(plan.level, WeightType::F32));
         self.pool.run(row_blocks * col_blocks * parts, &|task, worker| {
@@ -306,8 +310,9 @@ impl Run<'_> {
             let (row_block, col_block) = (block / col_blocks, block % col_blocks);
             let y = [row_block * b.rows, oh.min((row_block + 1) * b.rows)];
             let x = [col_block * b.cols, ow.min((col_block + 1) * b.cols)];
-            let panels = [part * task_panels, panels.min((part + 1) * task_panels)];
-            let sums = self.block_sums(block, [16 * panels[0], shape.n.min(16 * panels[1])]);
+            let own_panels = [part * task_panels, panels.min((part + 1) * task_panels)];
+            let channels = own_panels.map(|p| shape.n.min(16 * p));
+            let sums = self.block_sums(block, channels);
             // SAFETY: within the checked scratch; each worker has its own part.
             let (own, acc, prepared) = unsafe {
                 let (bands, mine) = if b.whole { (1, 0) } else { (self.pool.threads(), worker) };
@@ -340,24 +345,34 @@ impl Run<'_> {
                         filled += 1;
                     }
                 }
-                plan.level.dispatch(TileJob {
-                    shape,
-                    family: plan.family,
-                    epilogue: &self.epilogue,
-                    band: source.cast(),
-                    pixel: units,
-                    band_row: source_row,
-                    ring,
-                    y: [row, end],
-                    x,
-                    panels,
-                    weights: self.weights.get(),
-                    k_block: b.k_block,
-                    sums,
-                    acc: acc.cast(),
-                    widened,
-                    prepared: prepared.cast(),
-                });
+                for number in 0..shape.phase_count() {
+                    let phase = [number / 2, number % 2];
+                    // SAFETY: the band has a column more than the windows of one phase reach, and the
+                    // checked weights have all phases.
+                    let (band, weights) = unsafe {
+                        let weights = self.weights.get().add(number * phase_weights);
+                        (source.add(phase[1] * units), weights)
+                    };
+                    plan.level.dispatch(TileJob {
+                        shape,
+                        family: plan.family,
+                        epilogue: &self.epilogue.of_filters(number * panels * LANES),
+                        phase,
+                        band: band.cast(),
+                        pixel: units,
+                        band_row: source_row,
+                        ring,
+                        y: [row, end],
+                        x,
+                        panels: own_panels,
+                        weights,
+                        k_block: b.k_block,
+                        sums,
+                        acc: acc.cast(),
+                        widened,
+                        prepared: prepared.cast(),
+                    });
+                }
                 row = end;
             }
         })
@@ -392,8 +407,7 @@ pub fn observe(
 ) -> Result<(), StepError> {
     let rows = Rows::all(plan);
     check_segments(plan, segments, &rows)?;
-    let shape =
-        ConvShape { kernel: [1, 1], stride: [1, 1], pads: [0; 4], upsample: false, ..plan.shape };
+    let shape = ConvShape::same(plan.shape.h, plan.shape.w, plan.shape.c, plan.shape.n, 1);
     let (windows, level) = (&rows.inputs, plan.level);
     let band = Band { shape: &shape, segments, windows, activation, level, cells: Floats };
     let mut row = vec![0.0; shape.w * shape.c];
@@ -474,7 +488,7 @@ fn check(
     let refuse = |reason: String| Err(StepError::Shape { step: STEP, reason });
     rows.check_part(plan)?;
     check_segments(plan, args.segments, rows)?;
-    let packed = shape.n.div_ceil(16) * plan.depth() * 16;
+    let packed = shape.filters().div_ceil(16) * plan.depth() * 16;
     match (args.weights, plan.family) {
         (Weights::F32(w), Family::Float(k)) if k.weights == WeightType::F32 => {
             check_len(STEP, "weights", w.len(), packed)?;
@@ -484,8 +498,8 @@ fn check(
         }
         (Weights::I8(w), Family::Int8(_)) => {
             check_len(STEP, "weights", w.packed.len(), 4 * packed)?;
-            check_len(STEP, "weight scale", w.scale.len(), shape.n)?;
-            check_len(STEP, "weight sum", w.sum.len(), shape.n)?;
+            check_len(STEP, "weight scale", w.scale.len(), shape.filters())?;
+            check_len(STEP, "weight sum", w.sum.len(), shape.filters())?;
             if let Some(scale) = w.input_scale {
                 check_len(STEP, "input scale", scale.len(), shape.c)?;
             }
@@ -493,7 +507,7 @@ fn check(
         _ => return refuse(format!("weights of a type that {} does not read", plan.kernel_name())),
     }
     if let Some(bias) = args.bias {
-        check_len(STEP, "bias", bias.len(), shape.n)?;
+        check_len(STEP, "bias", bias.len(), shape.filters())?;
     }
     if let Some(add) = args.add {
         check_len(STEP, "add", add.len(), shape.n)?;

@@ -52,9 +52,11 @@ unsafe impl Send for Epilogue<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Epilogue<'_> {}
 
-/// Neighbouring pixels of one output row, and some panels of their channels.
+/// Pixels of one output row and phase, and some panels of their channels.
 #[derive(Clone, Copy)]
 pub(super) struct Patch {
+    /// From one pixel to the next.
+    pub(super) step: usize,
     /// The first pixel's number in the output, and in the residual.
     pub(super) pixel: usize,
     pub(super) residual: usize,
@@ -68,23 +70,39 @@ impl Patch {
     /// Moves behind its pixels.
     #[inline(always)]
     pub(super) const fn advance(&mut self) {
-        self.pixel += self.pixels;
-        self.residual += self.pixels;
+        self.pixel += self.pixels * self.step;
+        self.residual += self.pixels * self.step;
         self.pixels = 0;
     }
 }
 
-impl Epilogue<'_> {
-    /// The patch without pixels that begins at row `y`, column `x` of an output `width` wide.
+impl<'a> Epilogue<'a> {
+    /// As it is where `first` is the filter of output channel 0.
+    pub(super) fn of_filters(&self, first: usize) -> Self {
+        let dequantize = |d: Dequantize<'a>| Dequantize {
+            correction: &d.correction[first..],
+            worth: &d.worth[first..],
+        };
+        Epilogue {
+            dequantize: self.dequantize.map(dequantize),
+            bias: self.bias.map(|b| &b[first..]),
+            ..*self
+        }
+    }
+
+    /// The patch without pixels that begins at row `y`, column `x` of an output `width` wide and has each
+    /// `step`th pixel from there on.
     #[inline(always)]
     pub(super) const fn patch(
         &self,
         [y, x]: [usize; 2],
         width: usize,
+        step: usize,
         panel: usize,
         panels: usize,
     ) -> Patch {
         Patch {
+            step,
             pixel: self.out_rows.row(y) * width + x,
             residual: self.residual_rows.row(y) * width + x,
             pixels: 0,
@@ -108,8 +126,8 @@ impl Epilogue<'_> {
             if let Some(r) = self.residual {
                 r.prefetch(s, other, patch.panels);
             }
-            index += self.n;
-            other += self.n;
+            index += self.n * patch.step;
+            other += self.n * patch.step;
         }
     }
 
@@ -132,6 +150,7 @@ impl Epilogue<'_> {
                 // SAFETY: the caller's.
                 acc: unsafe { acc.add(q * LANES) },
                 acc_step: patch.panels * LANES,
+                step: patch.step * self.n,
                 first,
                 lanes: LANES.min(self.n - first),
                 index: patch.pixel * self.n + first,
@@ -162,6 +181,8 @@ struct Strip<'a> {
     acc: *const u32,
     /// From one pixel's sums to the next's.
     acc_step: usize,
+    /// From one pixel's elements to the next's.
+    step: usize,
     /// The first channel.
     first: usize,
     lanes: usize,
@@ -262,7 +283,7 @@ impl Strip<'_> {
                 v = s.add(v, bias);
                 if let Some(r) = residual {
                     v = s.add(v, R::load::<S, FULL>(s, r.add(other), lanes));
-                    other += e.n;
+                    other += self.step;
                 }
                 if scaled {
                     v = s.mul(v, scale);
@@ -274,7 +295,7 @@ impl Strip<'_> {
                     sum = s.add_d(sum, v);
                     square = s.add_square_d(square, v);
                 }
-                index += e.n;
+                index += self.step;
                 acc = acc.add(self.acc_step);
             }
             if let Some(p) = sums {

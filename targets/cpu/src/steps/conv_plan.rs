@@ -84,11 +84,11 @@ pub(super) struct Blocking {
     /// Whether the whole padded input is prepared first, or each task prepares a band of rows of
     /// its own.
     pub(super) whole: bool,
-    /// Output columns of a task.
+    /// Windows of a row that are a task's: output columns, of each phase.
     pub(super) cols: usize,
-    /// Output rows of a task.
+    /// Rows of windows of a task.
     pub(super) rows: usize,
-    /// Output rows computed at once; divides the task's rows but for the last.
+    /// Rows of windows computed at once; divides the task's rows but for the last.
     pub(super) step: usize,
     /// Rows of the band, a ring.
     pub(super) ring: usize,
@@ -104,7 +104,7 @@ pub(super) struct Blocking {
 /// Pixels whose sums are finished together, where K is not cut: enough that what finishing needs for each
 /// panel is read once for several tiles, few enough that the sums stay in the first-level cache.
 pub(super) const FINISH_PIXELS: usize = 16;
-/// Bytes of a padded f32 input, and pixels of the output, up to which it is prepared whole.
+/// Bytes of a padded f32 input, and windows, up to which it is prepared whole.
 const WHOLE_LIMIT: usize = 1 << 20;
 const WHOLE_PIXELS: usize = 512;
 /// Panels of output channels from which on there are enough tasks of [`TASK_CHANNELS`].
@@ -112,9 +112,9 @@ const WHOLE_PANELS: usize = 8;
 /// Bytes of a band that a task should stay below: with a stretch of the weights it fits the
 /// second-level cache of a large core.
 const BAND_LIMIT: usize = 640 << 10;
-/// Output columns of a task where channels are few.
+/// Windows of a row for a task where channels are few.
 const COLS: usize = 64;
-/// Pixels that share one pass over the weights.
+/// Windows that share one pass over the weights.
 const STEP_PIXELS: usize = 128;
 /// Output channels of a task of a small map, when there are enough of them.
 const TASK_CHANNELS: usize = 32;
@@ -128,8 +128,8 @@ const INT8_TASKS: usize = 24;
 
 impl Blocking {
     fn new(shape: &ConvShape, family: Family) -> Self {
-        let [oh, ow] = shape.out();
-        let [kh, kw] = shape.kernel;
+        let [oh, ow] = shape.windows();
+        let [kh, kw] = shape.reach();
         let [sy, sx] = shape.stride;
         let padded_rows = (oh - 1) * sy + kh;
         let padded_cols = (ow - 1) * sx + kw;
@@ -229,9 +229,10 @@ impl ConvPlan {
     #[must_use]
     pub fn in_strips(mut self, rows: usize) -> Self {
         let height = self.shape.out()[0];
-        self.strip = rows.next_multiple_of(self.blocking.rows).min(height);
+        self.strip = rows.next_multiple_of(self.block_rows()).min(height);
         if self.blocking.whole {
-            self.blocking.ring = (self.strip - 1) * self.shape.stride[0] + self.shape.kernel[0];
+            let windows = self.strip >> self.shape.doubled();
+            self.blocking.ring = (windows - 1) * self.shape.stride[0] + self.shape.reach()[0];
         }
         self
     }
@@ -243,7 +244,7 @@ impl ConvPlan {
 
     /// Output rows that are summed together: strips consist of whole blocks.
     pub const fn block_rows(&self) -> usize {
-        self.blocking.rows
+        self.blocking.rows << self.shape.doubled()
     }
 
     /// The shape.
@@ -266,8 +267,8 @@ impl ConvPlan {
 
     /// The layout of the channel sums that this convolution writes.
     pub const fn sums(&self) -> SumsLayout {
-        let [oh, ow] = self.shape.out();
-        let blocks = oh.div_ceil(self.blocking.rows) * ow.div_ceil(self.blocking.cols);
+        let ([oh, ow], [h, w]) = (self.shape.out(), self.shape.windows());
+        let blocks = h.div_ceil(self.blocking.rows) * w.div_ceil(self.blocking.cols);
         SumsLayout { blocks, channels: self.shape.n, pixels: oh * ow }
     }
 
@@ -286,11 +287,11 @@ impl ConvPlan {
     }
 
     /// Units of what an int8 layer computes once a run: the factor of each input channel, then the
-    /// correction and the worth of each output channel's sum.
+    /// correction and the worth of each filter's sum.
     pub(super) const fn head_len(&self) -> usize {
         match self.family {
             Family::Float(_) => 0,
-            Family::Int8(_) => round_up(self.shape.c) + 2 * round_up(self.shape.n),
+            Family::Int8(_) => round_up(self.shape.c) + 2 * round_up(self.shape.filters()),
         }
     }
 
@@ -332,7 +333,7 @@ impl ConvPlan {
 
     /// Tasks that one run is divided into.
     pub const fn tasks(&self) -> usize {
-        let [oh, ow] = self.shape.out();
+        let [oh, ow] = self.shape.windows();
         let b = &self.blocking;
         oh.div_ceil(b.rows) * ow.div_ceil(b.cols) * self.shape.n.div_ceil(b.channels)
     }

@@ -25,6 +25,9 @@ pub struct ConvShape {
     pub pads: [usize; 4],
     /// Whether each input pixel is read as a 2x2 block of equal pixels.
     pub upsample: bool,
+    /// Whether the output is twice as high and wide as there are windows: output `(2y + py, 2x + px)`, of phase
+    /// `2 * py + px`, is that of the window at `(y + py, x + px)` by the filters of its phase. Strides are 1 then.
+    pub phases: bool,
 }
 
 impl ConvShape {
@@ -39,12 +42,28 @@ impl ConvShape {
             stride: [1, 1],
             pads: [0; 4],
             upsample: false,
+            phases: false,
         }
     }
 
     /// A `k`x`k` convolution of stride 1 that keeps the size (`k` odd).
     pub const fn same(h: usize, w: usize, c: usize, n: usize, k: usize) -> Self {
-        ConvShape { h, w, c, n, kernel: [k, k], stride: [1, 1], pads: [k / 2; 4], upsample: false }
+        ConvShape {
+            h,
+            w,
+            c,
+            n,
+            kernel: [k, k],
+            stride: [1, 1],
+            pads: [k / 2; 4],
+            upsample: false,
+            phases: false,
+        }
+    }
+
+    /// A 3x3 convolution of a map upsampled by two, as four 2x2 ones of the map itself.
+    pub const fn doubling(h: usize, w: usize, c: usize, n: usize) -> Self {
+        ConvShape { kernel: [2, 2], pads: [1; 4], phases: true, ..ConvShape::same(h, w, c, n, 1) }
     }
 
     /// Height and width of the input as the kernel sees it, without padding.
@@ -52,21 +71,39 @@ impl ConvShape {
         if self.upsample { [2 * self.h, 2 * self.w] } else { [self.h, self.w] }
     }
 
+    /// By how many bits an output's row or column is larger than its window's.
+    pub(super) const fn doubled(&self) -> usize {
+        self.phases as usize
+    }
+
+    /// Rows and columns that the outputs of one window, of all phases, read.
+    pub(super) const fn reach(&self) -> [usize; 2] {
+        [self.kernel[0] + self.doubled(), self.kernel[1] + self.doubled()]
+    }
+
+    /// Windows, down and across: outputs of a phase.
+    pub(super) const fn windows(&self) -> [usize; 2] {
+        let ([h, w], reach) = (self.seen(), self.reach());
+        [
+            (h + self.pads[0] + self.pads[2] - reach[0]) / self.stride[0] + 1,
+            (w + self.pads[1] + self.pads[3] - reach[1]) / self.stride[1] + 1,
+        ]
+    }
+
     /// Output height and width.
     pub const fn out(&self) -> [usize; 2] {
-        let [h, w] = self.seen();
-        [
-            (h + self.pads[0] + self.pads[2] - self.kernel[0]) / self.stride[0] + 1,
-            (w + self.pads[1] + self.pads[3] - self.kernel[1]) / self.stride[1] + 1,
-        ]
+        let [h, w] = self.windows();
+        [h << self.doubled(), w << self.doubled()]
     }
 
     /// The rows of the input, before upsampling, that output rows `y` (from and to) read.
     pub fn input_rows(&self, y: [usize; 2]) -> [usize; 2] {
         let shrink = usize::from(self.upsample);
         let seen = self.seen()[0];
-        let first = (y[0] * self.stride[0]).saturating_sub(self.pads[0]).min(seen - 1);
-        let last = (y[1] - 1) * self.stride[0] + self.kernel[0];
+        // Of the padded input, the first that an output row reads.
+        let top = |y: usize| (y >> self.doubled()) * self.stride[0] + (y & self.doubled());
+        let first = top(y[0]).saturating_sub(self.pads[0]).min(seen - 1);
+        let last = top(y[1] - 1) + self.kernel[0];
         let last = last.saturating_sub(self.pads[0]).clamp(first + 1, seen);
         [first >> shrink, ((last - 1) >> shrink) + 1]
     }
@@ -82,9 +119,20 @@ impl ConvShape {
         self.out_len() as u64 * (self.kernel[0] * self.kernel[1] * self.c) as u64
     }
 
-    /// Elements of the packed weight: `[ceil(n / 16)][kh][kw][c][16]`.
+    /// Phases of the output.
+    pub(super) const fn phase_count(&self) -> usize {
+        if self.phases { 4 } else { 1 }
+    }
+
+    /// Rows of the weight, and elements of a bias: one for each output channel; where there are phases, in each of
+    /// them one for every channel of whole panels of sixteen.
+    pub const fn filters(&self) -> usize {
+        if self.phases { 4 * self.n.next_multiple_of(16) } else { self.n }
+    }
+
+    /// Elements of the packed weight: `[ceil(filters / 16)][kh][kw][c][16]`.
     pub const fn packed_len(&self) -> usize {
-        self.n.div_ceil(16) * self.kernel[0] * self.kernel[1] * self.c * 16
+        self.filters().div_ceil(16) * self.kernel[0] * self.kernel[1] * self.c * 16
     }
 
     pub(super) fn check(&self) -> Result<(), StepError> {
@@ -113,14 +161,16 @@ impl ConvShape {
                 self.kernel[0]
             ));
         }
-        let [h, w] = self.seen();
-        if h + self.pads[0] + self.pads[2] < self.kernel[0]
-            || w + self.pads[1] + self.pads[3] < self.kernel[1]
+        if self.phases && self.stride != [1, 1] {
+            return refuse(format!("{self:?} has phases and a stride"));
+        }
+        let ([h, w], reach) = (self.seen(), self.reach());
+        if h + self.pads[0] + self.pads[2] < reach[0] || w + self.pads[1] + self.pads[3] < reach[1]
         {
             return refuse(format!(
                 "a kernel of {}x{} does not fit the padded input of {}x{}",
-                self.kernel[0],
-                self.kernel[1],
+                reach[0],
+                reach[1],
                 h + self.pads[0] + self.pads[2],
                 w + self.pads[1] + self.pads[3],
             ));
@@ -131,7 +181,7 @@ impl ConvShape {
             bytes.is_some_and(|b| b <= 1 << 44)
         };
         let [oh, ow] = self.out();
-        let k = [self.kernel[0], self.kernel[1], self.c, self.n + 15];
+        let k = [self.kernel[0], self.kernel[1], self.c, self.filters() + 15];
         let padded = [h + self.pads[0] + self.pads[2], w + self.pads[1] + self.pads[3], self.c];
         if !fits(&padded) || !fits(&[oh, ow, self.n]) || !fits(&k) {
             return refuse(format!("{self:?} does not fit the address space"));

@@ -11,13 +11,15 @@ use crate::kernels::matmul::{Tile, TileFn};
 use crate::registry::{DotKernel, MatmulKernel};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Some rows and columns of the output, some panels of its channels. Sizes without a unit are in units of
+/// Some rows and columns of the output's phase, some panels of its channels. Sizes without a unit are in units of
 /// four bytes; see [`Family`].
 pub(super) struct TileJob<'a> {
     pub(super) shape: &'a ConvShape,
     pub(super) family: Family,
     pub(super) epilogue: &'a Epilogue<'a>,
-    /// The band's pixel of output column `x[0]` in slot 0.
+    /// The phase of the output, down and across; 0 where there is but one.
+    pub(super) phase: [usize; 2],
+    /// The band's pixel of window column `x[0]` of that phase in slot 0.
     pub(super) band: *const u32,
     /// From one pixel of the band to the next.
     pub(super) pixel: usize,
@@ -25,11 +27,12 @@ pub(super) struct TileJob<'a> {
     pub(super) band_row: usize,
     /// Slots; row v of the padded input is in slot `v % ring`.
     pub(super) ring: usize,
-    /// Output rows and columns, from and to.
+    /// Rows and columns of windows, from and to.
     pub(super) y: [usize; 2],
     pub(super) x: [usize; 2],
     /// Panels, from and to.
     pub(super) panels: [usize; 2],
+    /// The weights of the phase.
     pub(super) weights: *const u8,
     /// The longest stretch of K for one pass over the tiles.
     pub(super) k_block: usize,
@@ -124,6 +127,7 @@ impl Kernel for TileJob<'_> {
     fn run<S: Simd>(self, s: S) {
         let ConvShape { kernel: [kh, kw], stride: [sy, sx], .. } = *self.shape;
         let ow = self.shape.out()[1];
+        let doubled = self.shape.doubled();
         let run = kw * self.pixel;
         let depth = kh * run;
         let cols = self.x[1] - self.x[0];
@@ -152,7 +156,7 @@ impl Kernel for TileJob<'_> {
                 for y in self.y[0]..self.y[1] {
                     let mut runs = [0_isize; MAX_KERNEL_ROWS];
                     for (i, offset) in runs[..stretch.rows].iter_mut().enumerate() {
-                        let slot = (y * sy + ky + i) % self.ring;
+                        let slot = (y * sy + self.phase[0] + ky + i) % self.ring;
                         *offset = (4 * (slot * self.band_row + stretch.start)) as isize;
                     }
                     let row_sums = if whole { 0 } else { (y - self.y[0]) * cols };
@@ -169,7 +173,9 @@ impl Kernel for TileJob<'_> {
                         c_stride: 4 * LANES * panels,
                         accumulate: usize::from(!first),
                     };
-                    let mut patch = self.epilogue.patch([y, self.x[0]], ow, panel, panels);
+                    let place =
+                        [(y << doubled) + self.phase[0], (self.x[0] << doubled) + self.phase[1]];
+                    let mut patch = self.epilogue.patch(place, ow, 1 << doubled, panel, panels);
                     let mut patch_sums = units.c;
                     for t in 0..tiles {
                         let width = narrow + usize::from(t < wider);

@@ -6,7 +6,8 @@ use latile_runtime::format::{
     Defaults, Manifest, Metadata, Model, Precision, Role, Task, TimestepProjection, Writer,
 };
 use latile_runtime::graph::{
-    Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId, WeightSpec,
+    Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId,
+    WeightSpec, up_filters,
 };
 use latile_runtime::tensor::DType;
 use std::io::{Cursor, Write};
@@ -271,6 +272,14 @@ impl Net {
         self.same(Op::Upsample2x, &[x])
     }
 
+    /// A 3x3 convolution of the upsampled map, in one.
+    pub(crate) fn up_conv(&mut self, x: ValueId, n: u32) -> ValueId {
+        let filters = up_filters(n);
+        let (weight, quant) = self.matrix(x, &[filters, self.channels(x), 2, 2]);
+        let bias = Some(self.plain(filters, 0.0, 0.3));
+        self.node(Op::UpConv2x { weight, bias, quant }, &[x], ValueKind::Map(n))
+    }
+
     pub(crate) fn avg_pool(&mut self, x: ValueId) -> ValueId {
         self.same(Op::AvgPool2x, &[x])
     }
@@ -408,7 +417,11 @@ pub(crate) fn one_of_everything(dtype: DType, int8: Option<bool>) -> Net {
     let v = net.linear(v, 16, true);
     let y = net.scale_shift(y, v);
     let y = net.affine(y, 0.5, 0.25);
+    let z = net.group_norm(y, 4);
+    let z = net.silu(z);
+    let z = net.up_conv(z, 12);
     net.output("y", y);
     net.output("v", v);
+    net.output("z", z);
     net
 }

@@ -21,6 +21,12 @@ const STRIP_TASKS: usize = 2;
 /// The most rows of a strip.
 const STRIP_ROWS: usize = 64;
 
+/// The parts of a convolution job's core.
+fn matrix(op: &Op) -> Matrix<'_> {
+    // Invariant: `fuse` makes such jobs of operators that have these parts alone.
+    op.matrix().expect("the core of a convolution job is one")
+}
+
 impl<'m> Builder<'m, '_> {
     /// Adds the steps that make the coefficients of a convolution's norm, where there are none yet.
     pub(super) fn chain_coefficients(&mut self, job: &Job) -> Result<(), PrepareError> {
@@ -38,27 +44,21 @@ impl<'m> Builder<'m, '_> {
             unreachable!("only convolutions are planned as such");
         };
         let [h, w, _] = self.shape(chain.segments[0]);
-        let (weight, kernel, stride, pads, quant) = match &self.graph.nodes[*core].op {
-            Op::Conv2d { weight, kernel, stride, pad, quant, .. } => (
-                *weight,
-                kernel.map(|v| v as usize),
-                stride.map(|v| v as usize),
-                [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
-                quant,
-            ),
-            Op::Linear { weight, quant, .. } => (*weight, [1, 1], [1, 1], [0; 4], quant),
-            _ => unreachable!("the core of a convolution job is one"),
+        let c = chain.segments.iter().map(|&v| self.shape(v)[2]).sum();
+        let n = self.shape(self.graph.nodes[*core].output)[2];
+        let op = &self.graph.nodes[*core].op;
+        let shape = match op {
+            Op::Conv2d { kernel, stride, pad, .. } => ConvShape {
+                kernel: kernel.map(|v| v as usize),
+                stride: stride.map(|v| v as usize),
+                pads: [pad.top, pad.left, pad.bottom, pad.right].map(|v| v as usize),
+                ..ConvShape::same(h, w, c, n, 1)
+            },
+            Op::UpConv2x { .. } => ConvShape::doubling(h, w, c, n),
+            _ => ConvShape::same(h, w, c, n, 1),
         };
-        let shape = ConvShape {
-            h,
-            w,
-            c: chain.segments.iter().map(|&v| self.shape(v)[2]).sum(),
-            n: self.shape(self.graph.nodes[*core].output)[2],
-            kernel,
-            stride,
-            pads,
-            upsample: chain.upsample,
-        };
+        let shape = ConvShape { upsample: chain.upsample, ..shape };
+        let (weight, _, quant) = matrix(op);
         let plan = match (quant, self.graph.weight(weight).dtype) {
             (Some(_), _) => ConvPlan::int8(shape, self.level),
             (None, DType::F32) => ConvPlan::new(shape, WeightType::F32, self.level),
@@ -78,15 +78,10 @@ impl<'m> Builder<'m, '_> {
             unreachable!("only convolutions become such steps");
         };
         let inputs = self.inputs(*core, chain)?;
-        let (weights, bias, ranges): (_, _, &'m [QuantRange]) = match &self.graph.nodes[*core].op {
-            Op::Conv2d { weight, bias, quant: Some(q), .. }
-            | Op::Linear { weight, bias, quant: Some(q) } => {
-                (Weights::I8(self.int8(*core, *weight, q)?), *bias, &q.ranges)
-            }
-            Op::Conv2d { weight, bias, .. } | Op::Linear { weight, bias, .. } => {
-                (self.packed(*core, *weight)?, *bias, &[])
-            }
-            _ => unreachable!("the core of a convolution job is one"),
+        let (weight, bias, quant) = matrix(&self.graph.nodes[*core].op);
+        let (weights, ranges): (_, &'m [QuantRange]) = match quant {
+            Some(q) => (Weights::I8(self.int8(*core, weight, q)?), &q.ranges),
+            None => (self.packed(*core, weight)?, &[]),
         };
         let mut holds = Holds::default();
         for (hold, value) in holds.inputs.iter_mut().zip(&chain.segments) {
