@@ -4,7 +4,8 @@
 //! of CompVis checkpoints ([`compvis`]), both resolved to one description of the networks ([`arch`]), the graph
 //! builder that turns that description into primitive operators ([`build`]), the step from float to int8
 //! ([`quantize`]) and what each layer adds to the result by it ([`sensitivity`]), its quality report ([`report`]), and
-//! the streaming writer behind [`export`]. Upsampling is folded into the convolution after it (`phases`). ONNX graphs come in through `onnx` where that feature is on.
+//! the streaming writer behind [`export`]. Upsampling is folded into the convolution after it (`phases`). ONNX graphs
+//! come in through `onnx` where that feature is on.
 //!
 //! Never here: kernels, samplers, pictures. No checkpoint is ever executed: pickles are read by a machine
 //! without calls ([`source::pickle`]).
