@@ -2,7 +2,7 @@
 
   python quality.py --latile BINARY --model FILE.latile --photos DIR [--only validation.txt] --to W
                     [--steps 1,2,4,8,20] [--degraded-steps 1,4] [--consistency X] [--crop 1024] [--autoencoder FOLDER]
-                    [--docs FILE.md ...]
+                    [--degraded-model NAME=FILE.latile] [--docs FILE.md ...]
 
 Writes W/truth (each photograph's centre, at most `crop` px a side, sides multiples of 4) and two kinds of input:
 W/clean/lr, PIL bicubic by 4, and W/degraded/lr: Gaussian blur of sigma 1.5 on the truth, bicubic by 4, noise of sigma 10 on
@@ -10,7 +10,8 @@ the LR, JPEG of quality 30, the noise seeded by the name. Then W/KIND/NAME/*.png
 `latile-N` for N steps, with `-cX` where the consistency is given, and beside each folder NAME.json: for each picture `cpu_s` and, for
 latile, `seconds` and `peak_rss_bytes`. Other programs' pictures are compared too where they lie in W/KIND/THEIR-NAME, with a
 NAME.json of the same form if there is one. With --autoencoder (a diffusers folder) W/clean/autoencoder is the truth
-through the model's own encoder and decoder.
+through the model's own encoder and decoder. With --degraded-model a model for such pictures is run on them too, into
+W/degraded/NAME-N.
 
 All folders found are measured as evaluate.py does into W/quality.json. What is there already is kept: pictures made with the
 same program, model and options, and measures of pictures that have not changed. With --docs, tables.py puts the tables into the files.
@@ -96,12 +97,13 @@ def prepare(photos, only, to, crop, limit):
 
 
 # ---------------------------------------------------------------- pictures
-def run_latile(a, kind, steps, stems):
-    """One configuration on all pictures of a kind."""
-    name = f"latile-{steps}" + (f"-c{a.consistency:g}" if a.consistency is not None else "")
+def run_latile(a, kind, steps, stems, program="latile", model=None):
+    """One configuration on all pictures of a kind; `model` is another than the one in question."""
+    consistency = a.consistency if model is None else None
+    name, model = f"{program}-{steps}" + (f"-c{consistency:g}" if consistency is not None else ""), model or a.model
     folder, log = os.path.join(a.to, kind, name), os.path.join(a.to, kind, name + ".json")
     os.makedirs(folder, exist_ok=True)
-    made_by = digest(a.latile, a.model) if a.model else digest(a.latile)
+    made_by = digest(a.latile, model) if model else digest(a.latile)
     done = read_json(log)
     if done.get("made_by") != made_by:
         done = {"made_by": made_by, "threads": a.threads, "pictures": {}}
@@ -110,8 +112,8 @@ def run_latile(a, kind, steps, stems):
         if stem in done["pictures"] and os.path.exists(out):
             continue
         command = [a.latile, "upscale", lr, out, "--steps", str(steps), "--threads", str(a.threads), "--overwrite", "--json"]
-        command += ["--model", a.model] if a.model else []
-        command += ["--consistency", str(a.consistency)] if a.consistency is not None else []
+        command += ["--model", model] if model else []
+        command += ["--consistency", str(consistency)] if consistency is not None else []
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         text, complaint = child.stdout.read(), child.stderr.read()
         _, status, usage = os.wait4(child.pid, 0)
@@ -194,6 +196,7 @@ def main():
     p.add_argument("--to", required=True)
     p.add_argument("--steps", default="1,2,4,8,20")
     p.add_argument("--degraded-steps", default="1,4")
+    p.add_argument("--degraded-model", metavar="NAME=FILE", help="a model for degraded pictures, run on those alone")
     p.add_argument("--consistency", type=float, help="by default what the model says")
     p.add_argument("--crop", type=int, default=1024)
     p.add_argument("--limit", type=int, help="at most so many photographs")
@@ -207,6 +210,9 @@ def main():
     for kind, steps in zip(KINDS, (a.steps, a.degraded_steps)):
         for s in [int(s) for s in steps.split(",") if s]:
             run_latile(a, kind, s, stems)
+            if kind == "degraded" and a.degraded_model:
+                name, _, file = a.degraded_model.partition("=")
+                run_latile(a, kind, s, stems, name, file)
     if a.autoencoder:
         reconstruct(a.autoencoder, a.to, stems)
     path, features = os.path.join(a.to, "quality.json"), evaluate.Features(a.assets)

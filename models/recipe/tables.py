@@ -19,19 +19,19 @@ def title(name, costs):
     for key, text in ROWS:
         if name == key:
             return text
-    m = re.fullmatch(r"latile-(\d+)(?:-c([\d.]+))?", name)
+    m = re.fullmatch(r"(.+)-(\d+)(?:-c([\d.]+))?", name)
     if not m:
         return "the model's autoencoder alone (truth in)" if name == "autoencoder" else name
-    steps = f"photo-x4, {m[1]} step" + ("s" if m[1] != "1" else "")
-    return steps + (f", consistency {m[2]}" if m[2] else "")
+    steps = f"{'photo-x4' if m[1] == 'latile' else m[1]}, {m[2]} step" + ("s" if m[2] != "1" else "")
+    return steps + (f", consistency {m[3]}" if m[3] else "")
 
 
 def order(name):
     fixed = [k for k, _ in ROWS]
     if name in fixed:
         return 0, fixed.index(name), ""
-    m = re.fullmatch(r"latile-(\d+)(.*)", name)
-    return (1, int(m[1]), m[2]) if m else (2, 0, name)
+    m = re.fullmatch(r"(.+)-(\d+)(-c.*)?", name)
+    return (1 if m[1] == "latile" else 2, int(m[2]), name) if m else (3, 0, name)
 
 
 def row(cells):
