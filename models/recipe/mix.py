@@ -1,6 +1,6 @@
 """Mixes the averaged weights of two runs of the last stage, of which one began with the other's: W = (1 - share) A + share B.
 
-  python mix.py A/finetune-final.pt B/finetune-final.pt --share 0.77 --to RUN/finetune-final.pt
+  python mix.py A/finetune-final.pt B/finetune-final.pt --share 0.81 --to RUN/finetune-final.pt
 
 Between a run that keeps to the truth and one that a critic made sharper, every share gives a network in between ("network
 interpolation", Wang et al. 2018, ESRGAN, section 3.4), so sharpness is chosen without training again. RUN needs a copy of

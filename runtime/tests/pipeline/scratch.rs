@@ -213,7 +213,9 @@ fn a_result_that_is_not_finite_is_found_in_a_file_too() {
             },
             pointwise_decoder,
         );
-        let error = run(&in_folder(dir.path()), &fake).unwrap_err();
+        // Six tiles a step and nothing else.
+        let own = Options { norms: NormScope::Tile, ..in_folder(dir.path()) };
+        let error = run(&own, &fake).unwrap_err();
         let PipelineError::NonFinite { place, .. } = &error else { panic!("{error}") };
         assert!(place.starts_with(&format!("step {}", step + 1)), "{place}");
     }
