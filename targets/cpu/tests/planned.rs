@@ -22,9 +22,10 @@ fn a_run_allocates_what_its_plan_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/photo-x4.latile");
     let model = Model::open(&path).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    // What is counted does not depend on the processor: one case each where it is emulated.
+    // What is counted does not depend on the processor: two small cases where it is emulated.
     let cases = [
         ([40, 52], Some(24), 1, Mode::Resumed, false),
+        ([24, 40], Some(24), 1, Mode::Once, true),
         ([700, 24], Some(24), 1, Mode::Resumed, true),
         ([24, 20], None, 1, Mode::Warm, false),
         ([20, 24], None, 1, Mode::Once, false),
