@@ -8,8 +8,8 @@ learn from the inputs they will meet, for any number of steps. The estimate of x
 LR (consistency.py), as in use; the picture is held to the truth by L1, from `perceptual_start` on by a perceptual distance
 on a part of each crop, and from `adversarial_start` on by a PatchGAN that sees the LR too. On a share of the crops the encoder
 and the decoder are held to giving the truth back, so that they remain an autoencoder. Reads RUN/autoencoder-final.pt and
-RUN/unet-final.pt; with --begin-from, a new schedule begins with the weights of an earlier run's checkpoint instead, and its critic if it has one. Run it again to go on
-from RUN/finetune.pt. Writes RUN/finetune.csv, RUN/finetune-*.png, RUN/finetune-latest.pt (averaged, at every sheet) and
+RUN/unet-final.pt; with --begin-from, a new schedule begins with the weights of an earlier run's checkpoint instead, and its
+critic if it has one. Run it again to go on from RUN/finetune.pt. Writes RUN/finetune.csv, RUN/finetune-*.png, RUN/finetune-latest.pt (averaged, at every sheet) and
 RUN/finetune-final.pt.
 """
 

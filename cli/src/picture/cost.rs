@@ -42,7 +42,8 @@ impl Samples {
 /// Buffers for a picture of `kind`, of `from` (width, height), whose result has `form` and is written as
 /// `encoding`.
 ///
-/// Holds for what `upscale` does: the picture stands throughout; rows of the result, and of its opacity, go to the encoder as they are made.
+/// Holds for what `upscale` does: the picture stands throughout; rows of the result, and of its opacity, go
+/// to the encoder as they are made.
 pub(crate) fn caller(kind: Kind, from: (u32, u32), form: &Form, encoding: Encoding) -> Caller {
     let depth = if kind.deep { 2 } else { 1 };
     let each = 3 * depth + if kind.opacity { depth } else { 0 };

@@ -6,8 +6,8 @@
 //! `(sum + (bias + add) + residual) * output_scale`, along with the channel sums that the next
 //! GroupNorm needs. Every activation is read and written once: there is no im2col buffer and
 //! no pass for a norm. A 3x3 convolution of an upsampled map may also come as four of 2x2, one for each
-//! phase of the output ([`ConvShape::phases`]): 4/9 of the work. A 1x1 convolution and a Linear layer (`h = 1`, `w = rows`) are the same
-//! step without a halo.
+//! phase of the output ([`ConvShape::phases`]): 4/9 of the work. A 1x1 convolution and a Linear layer
+//! (`h = 1`, `w = rows`) are the same step without a halo.
 //!
 //! In floating point the sum over K runs in the order (ky, kx, c) with fused multiply-adds. With
 //! int8 weights ([`Weights::I8`]) the input is quantized as it is read and the sum is an exact
