@@ -286,7 +286,7 @@ impl Run<'_> {
             level: plan.level,
         };
         let units = plan.units();
-        let band_row = b.band_cols * units;
+        let [band_plane, band_row] = plan.band_row();
         let band_len = plan.band_len();
         let own_len = plan.own_len();
         let bands = if b.whole { 1 } else { self.pool.threads() };
@@ -295,7 +295,7 @@ impl Run<'_> {
             |worker: usize| unsafe { self.scratch.get().add(bands * band_len + worker * own_len) };
         // The first `columns` of a slot of a band.
         let fill = |base: SharedMut<f32>, v: usize, x: usize, columns: usize, worker: usize| {
-            let cells = columns * prologue.pitch(shape.c);
+            let cells = b.band_cols * prologue.pitch(shape.c) * shape.points();
             // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now, and room that
             // is this worker's.
             let (slot, room) = unsafe {
@@ -306,7 +306,7 @@ impl Run<'_> {
                     std::slice::from_raw_parts_mut(room, plan.room_len()),
                 )
             };
-            prologue.fill(input, v, x, slot, room);
+            prologue.fill(input, [v, x], columns, slot, room);
         };
         let shared_band = b.whole && self.direct.is_none();
         if shared_band {
@@ -381,6 +381,7 @@ impl Run<'_> {
                         band: band.cast(),
                         column: units,
                         run: plan.run_len(),
+                        band_plane,
                         band_row: source_row,
                         ring,
                         y: [row, end],

@@ -87,12 +87,19 @@ pub(super) trait Prologue: Copy + Sync {
     /// What a band holds.
     type Cell: Copy;
 
-    /// Cells from one column of the band to the next, for `c` channels.
+    /// Cells from one column of the band to the next, at each point, for `c` channels.
     fn pitch(self, c: usize) -> usize;
 
-    /// Writes row `v` of the padded input, from what window column `x` sees on, to `slot`, a whole number of columns.
-    /// `room` is the caller's, as much as the plan says, for whatever it is needed for.
-    fn fill(self, input: Input<'_>, v: usize, x: usize, slot: &mut [Self::Cell], room: &mut [f32]);
+    /// Writes to `slot`, a whole row of the band, the first `columns` of it: those of `at = [v, x]`, row `v` of the padded
+    /// input, from what window column `x` sees on. `room` is the caller's, as much as the plan says, for whatever it is needed for.
+    fn fill(
+        self,
+        input: Input<'_>,
+        at: [usize; 2],
+        columns: usize,
+        slot: &mut [Self::Cell],
+        room: &mut [f32],
+    );
 }
 
 /// A column is a pixel.
@@ -103,8 +110,16 @@ impl<C: Cells> Prologue for C {
         Cells::pitch(self, c)
     }
 
-    fn fill(self, input: Input<'_>, v: usize, x: usize, slot: &mut [C::Cell], _: &mut [f32]) {
-        Band { input, cells: self }.fill_row(v, x, slot);
+    fn fill(
+        self,
+        input: Input<'_>,
+        [v, x]: [usize; 2],
+        columns: usize,
+        slot: &mut [C::Cell],
+        _: &mut [f32],
+    ) {
+        let cells = columns * Cells::pitch(self, input.shape.c);
+        Band { input, cells: self }.fill_row(v, x, &mut slot[..cells]);
     }
 }
 

@@ -299,14 +299,20 @@ impl ConvPlan {
         self.head_len() + bands * band + threads * own
     }
 
-    /// Units of a column of the band.
+    /// Units of a column of the band, at each point.
     pub(super) const fn units(&self) -> usize {
-        self.family.units(self.shape.c) * self.shape.points()
+        self.family.units(self.shape.c)
     }
 
-    /// Units that a window, or a pair of them at one point, reads of a row of the band: they follow one another.
+    /// Units of the columns of a row of the band at one point, and of the whole row.
+    pub(super) const fn band_row(&self) -> [usize; 2] {
+        let plane = self.blocking.band_cols * self.units();
+        [plane, plane * self.shape.points()]
+    }
+
+    /// Units that a window, or a pair of them at one point, reads of a row of the band; they follow one another.
     pub(super) const fn run_len(&self) -> usize {
-        self.shape.stored_kernel()[1] * self.family.units(self.shape.c)
+        self.shape.stored_kernel()[1] * self.units()
     }
 
     /// The band's column where the window of column `x` begins; of points, `x` being even, where its pair is.
@@ -332,8 +338,7 @@ impl ConvPlan {
 
     /// Units of a band.
     pub(super) const fn band_len(&self) -> usize {
-        let b = &self.blocking;
-        round_up(b.ring * b.band_cols * self.units())
+        round_up(self.blocking.ring * self.band_row()[1])
     }
 
     /// Units that a worker has of its own beside a band: sums, then prepared weights, then pixels that points are

@@ -25,7 +25,8 @@ pub(super) struct TileJob<'a> {
     pub(super) column: usize,
     /// What a window reads of a row of the band, at each point.
     pub(super) run: usize,
-    /// From one slot of the band to the next.
+    /// From one point of a column to the next, and from one slot of the band to the next.
+    pub(super) band_plane: usize,
     pub(super) band_row: usize,
     /// Slots; row v of the padded input is in slot `v % ring`.
     pub(super) ring: usize,
@@ -171,8 +172,8 @@ impl Kernel for TileJob<'_> {
                         let row_sums =
                             if whole { 0 } else { (point * rows + y - self.y[0]) * cols };
                         let mut units = Units {
-                            // The place of a point in a column.
-                            a: self.band.wrapping_add(point * self.run),
+                            // SAFETY: a row of the band has all points.
+                            a: unsafe { self.band.add(point * self.band_plane) },
                             a_stride: 4 * sx * self.column,
                             runs: runs.as_ptr(),
                             n_runs: stretch.rows,

@@ -23,8 +23,8 @@ const PAIRS: usize = 16;
 /// Pixels that so many pairs see.
 pub(super) const ROOM_PIXELS: usize = 2 * PAIRS + 2;
 
-/// A band of bytes, `[pair][point][channels]`: sums and differences of pixels, times `factor[range][channel]`, rounded, plus
-/// `zero[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zero`s.
+/// A band of bytes, rows `[point][pair][channels]`: sums and differences of pixels, times `factor[range][channel]`,
+/// rounded, plus `zero[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zero`s.
 #[derive(Clone, Copy)]
 pub(super) struct Points<'a, const SIGNED: bool> {
     /// `[range][round_up(c)]`.
@@ -37,17 +37,26 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
     type Cell = u8;
 
     fn pitch(self, c: usize) -> usize {
-        POINTS * c.next_multiple_of(GROUP)
+        c.next_multiple_of(GROUP)
     }
 
-    fn fill(self, input: Input<'_>, v: usize, x: usize, slot: &mut [u8], room: &mut [f32]) {
+    fn fill(
+        self,
+        input: Input<'_>,
+        [v, x]: [usize; 2],
+        columns: usize,
+        slot: &mut [u8],
+        room: &mut [f32],
+    ) {
         let c = input.shape.c;
         let band = Band { input, cells: Floats };
-        for (i, pairs) in slot.chunks_mut(PAIRS * self.pitch(c)).enumerate() {
-            let pixels = 2 * (pairs.len() / self.pitch(c)) + 2;
-            let row = &mut room[..pixels * c];
-            band.fill_row(v, x + 2 * PAIRS * i, row);
-            input.level.dispatch(Transform { points: self, c, row, pairs });
+        let plane = slot.len() / POINTS;
+        for first in (0..columns).step_by(PAIRS) {
+            let pairs = PAIRS.min(columns - first);
+            let row = &mut room[..(2 * pairs + 2) * c];
+            band.fill_row(v, x + 2 * first, row);
+            let to = &mut slot[first * self.pitch(c)..];
+            input.level.dispatch(Transform { points: self, c, pairs, row, to, plane });
         }
     }
 }
@@ -56,10 +65,13 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
 struct Transform<'a, const SIGNED: bool> {
     points: Points<'a, SIGNED>,
     c: usize,
+    pairs: usize,
     /// `[2 * pairs + 2][c]`
     row: &'a [f32],
-    /// `[pairs][point][c in whole groups]`
-    pairs: &'a mut [u8],
+    /// `[pairs][c in whole groups]` of the first point, and from there on.
+    to: &'a mut [u8],
+    /// From one point's to the next's.
+    plane: usize,
 }
 
 impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
@@ -68,31 +80,34 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let c = self.c;
-        let point = c.next_multiple_of(GROUP);
+        let pitch = self.points.pitch(c);
         let whole = c / LANES * LANES;
-        let pitch = round_up(c);
+        let range = round_up(c);
         let zero = self.points.zero;
         let zeros = [s.splat_i(zero[0]), s.splat_i(zero[1]), s.splat_i(zero[2])];
-        let pairs =
-            self.pairs.chunks_exact_mut(POINTS * point).zip(self.row.windows(4 * c).step_by(2 * c));
-        for (to, seen) in pairs {
+        let pixels = self.row.windows(4 * c).step_by(2 * c);
+        // What the last pair writes last, and what is read of the factors.
+        assert!((POINTS - 1) * self.plane + (self.pairs - 1) * pitch + c <= self.to.len());
+        assert!(WINOGRAD_RANGES * range <= self.points.factor.len());
+        for (pair, seen) in pixels.take(self.pairs).enumerate() {
+            let first = pair * pitch;
             for channel in (0..whole).step_by(LANES) {
-                let factor = self.points.factor[channel..].as_ptr();
-                debug_assert!(channel + 2 * pitch + LANES <= self.points.factor.len());
-                // SAFETY: sixteen channels of each of four pixels, of four points and of three ranges, which is
-                // what their lengths leave: channel + 16 <= c.
+                // SAFETY: sixteen channels, channel + 16 <= c, of each of the four pixels that are seen, of the three
+                // ranges, and of the pair at each point: as asserted.
                 unsafe {
+                    let factor = self.points.factor.as_ptr().add(channel);
                     let pixel = seen.as_ptr().add(channel);
                     let [a, b] = [s.load(pixel), s.load(pixel.add(c))];
                     let [d, e] = [s.load(pixel.add(2 * c)), s.load(pixel.add(3 * c))];
                     let apart = s.load(factor);
-                    let sum = s.load(factor.add(pitch));
-                    let near = s.load(factor.add(2 * pitch));
-                    let to = to.as_mut_ptr().add(channel);
+                    let sum = s.load(factor.add(range));
+                    let near = s.load(factor.add(2 * range));
+                    let to = self.to.as_mut_ptr().add(first + channel);
+                    let plane = self.plane;
                     s.quantize::<SIGNED>(s.mul(s.sub(a, d), apart), zeros[0], to);
-                    s.quantize::<SIGNED>(s.mul(s.add(b, d), sum), zeros[1], to.add(point));
-                    s.quantize::<SIGNED>(s.mul(s.sub(d, b), near), zeros[2], to.add(2 * point));
-                    s.quantize::<SIGNED>(s.mul(s.sub(b, e), apart), zeros[0], to.add(3 * point));
+                    s.quantize::<SIGNED>(s.mul(s.add(b, d), sum), zeros[1], to.add(plane));
+                    s.quantize::<SIGNED>(s.mul(s.sub(d, b), near), zeros[2], to.add(2 * plane));
+                    s.quantize::<SIGNED>(s.mul(s.sub(b, e), apart), zeros[0], to.add(3 * plane));
                 }
             }
             if whole < c {
@@ -100,13 +115,10 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
                 let [a, b, d, e] = [pixel(0), pixel(1), pixel(2), pixel(3)];
                 let values = [s.sub(a, d), s.add(b, d), s.sub(d, b), s.sub(b, e)];
                 for (k, v) in values.into_iter().enumerate() {
-                    let factor = &self.points.factor[RANGE_OF[k] * pitch + whole..];
-                    let to = &mut to[k * point + whole..k * point + c];
-                    s.quantize_slice::<SIGNED>(
-                        s.mul(v, s.load_slice(factor)),
-                        zero[RANGE_OF[k]],
-                        to,
-                    );
+                    let factor = &self.points.factor[RANGE_OF[k] * range + whole..];
+                    let to = &mut self.to[k * self.plane + first + whole..][..c - whole];
+                    let v = s.mul(v, s.load_slice(factor));
+                    s.quantize_slice::<SIGNED>(v, zero[RANGE_OF[k]], to);
                 }
             }
         }
