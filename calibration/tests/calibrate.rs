@@ -509,7 +509,7 @@ fn a_hostile_table_is_refused() {
     let range = |field: &str| format!("{layer}/groups/2/ranges/mse/{field}");
     let null = serde_json::Value::Null;
     for (at, value, words) in [
-        ("/version".to_owned(), 2.into(), "version 2"),
+        ("/version".to_owned(), 3.into(), "version 3"),
         ("/model/source_hash".to_owned(), "".into(), "which model's weights"),
         ("/data".to_owned(), serde_json::json!([]), "names no data"),
         ("/components".to_owned(), serde_json::json!([]), "no component"),
