@@ -237,12 +237,12 @@ fn a_file_is_of_the_oldest_version_that_holds_it() {
     assert_eq!((plain[8], new[8]), (2, 3));
     assert_eq!((open(&plain), open(&new)), (Ok(()), Ok(())));
     let of = |bytes: &[u8], version| open(&of_version(bytes, version, str::to_owned));
-    assert_eq!(of(&plain, 3), Ok(()));
+    assert_eq!((of(&plain, 3), of(&new, 4)), (Ok(()), Ok(())));
     let e = of(&new, 2).unwrap_err();
     assert!(e.contains("of format version 3") && e.contains("export the model again"), "{e}");
-    for version in [0, 1, 4, u32::MAX] {
+    for version in [0, 1, 5, u32::MAX] {
         let e = of(&plain, version).unwrap_err();
-        assert!(e.contains(&format!("version {version}, this build reads 2 to 3")), "{e}");
+        assert!(e.contains(&format!("version {version}, this build reads 2 to 4")), "{e}");
     }
 }
 

@@ -5,7 +5,8 @@ use latile_runtime::format::{
     Defaults, Manifest, Metadata, Model, Precision, Role, Task, TimestepProjection, Writer,
 };
 use latile_runtime::graph::{
-    Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId, WeightSpec,
+    Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId,
+    WeightSpec, winograd_filters,
 };
 use latile_runtime::tensor::DType;
 use std::io::Cursor;
@@ -47,6 +48,7 @@ fn graph() -> Graph {
                     weight_scale: WeightId(1),
                     weight_sum: WeightId(2),
                     input_scale: Some(WeightId(3)),
+                    winograd: false,
                 }),
             },
             inputs: vec![ValueId(0)],
@@ -162,6 +164,66 @@ fn unsound_int8_layers_are_refused() {
     *quant = None;
     let error = g.validate().unwrap_err().to_string();
     assert!(error.contains("expected Packed16"), "int8 weights need their scales: {error}");
+}
+
+/// The same layer by Winograd's algorithm.
+fn winograd() -> Graph {
+    let mut g = graph();
+    let ranges = vec![QuantRange { scale: 0.02, zero_point: 128 }; 6];
+    let n = g.weights[0].shape[0];
+    *quant(&mut g) = Quant { ranges, winograd: true, ..quant(&mut graph()).clone() };
+    let rows = winograd_filters(n);
+    g.weights[0].shape = vec![rows, g.weights[0].shape[1], 3, 1];
+    g.weights[1].shape = vec![rows];
+    g.weights[2].shape = vec![rows];
+    g
+}
+
+#[test]
+fn a_winograd_layer_has_three_ranges_a_group_and_is_of_version_4() {
+    let bytes = write(&winograd(), &[500, 1000], TIME);
+    assert_eq!(bytes[8..12], 4u32.to_le_bytes());
+    assert_eq!(open(&bytes), Ok(vec![500, 1000]));
+    let error = open(&write(&winograd(), &[300, 600, 1000], TIME)).unwrap_err();
+    assert!(error.contains("another number of activation ranges"), "{error}");
+    let mut older = bytes;
+    older[8..12].copy_from_slice(&3u32.to_le_bytes());
+    assert!(open(&older).is_err(), "version 3 has no such layers");
+    // Six multiply-adds for nine, and for an output of its own a pair.
+    let shapes = |w| winograd().infer(&[(4, w)]).unwrap();
+    assert_eq!(winograd().macs(&shapes(6)) * 9, graph().macs(&shapes(6)) * 6);
+}
+
+#[test]
+fn unsound_winograd_layers_are_refused() {
+    type Edit = fn(&mut Graph);
+    let cases: [(Edit, &str); 5] = [
+        (|g| _ = quant(g).ranges.pop(), "5 activation ranges"),
+        (|g| quant(g).winograd = false, "expected ["),
+        (|g| g.weights[0].shape[3] = 3, "has shape"),
+        (
+            |g| {
+                let Op::Conv2d { stride, .. } = &mut g.nodes[0].op else { unreachable!() };
+                *stride = [1, 2];
+            },
+            "strides of 1",
+        ),
+        (
+            |g| {
+                let Op::Conv2d { weight, bias, quant, .. } = g.nodes[0].op.clone() else {
+                    unreachable!()
+                };
+                g.nodes[0].op = Op::Linear { weight, bias, quant };
+            },
+            "only a convolution",
+        ),
+    ];
+    for (edit, why) in cases {
+        let mut g = winograd();
+        edit(&mut g);
+        let error = g.validate().unwrap_err().to_string();
+        assert!(error.contains(why), "{error}, expected {why}");
+    }
 }
 
 #[test]

@@ -145,6 +145,7 @@ pub(super) fn rewrite(
                 weight_scale: p.weight_scale,
                 weight_sum: p.weight_sum,
                 input_scale: p.input_scale,
+                winograd: false,
             });
         } else {
             renumber(&mut node.op, new);

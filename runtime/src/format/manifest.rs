@@ -1,7 +1,7 @@
 //! The manifest's types: everything about a model but its weights' bytes. It is stored as JSON with
 //! exactly these fields; unknown ones are refused.
 
-use super::header::{OLDEST, VERSION};
+use super::header::OLDEST;
 use crate::graph::{Graph, Op};
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,13 @@ impl Manifest {
     /// The oldest version of the format that has all it needs.
     #[must_use]
     pub fn version(&self) -> u32 {
-        let mut nodes = self.components.iter().flat_map(|c| &c.graph.nodes);
-        if nodes.any(|n| matches!(n.op, Op::UpConv2x { .. })) { VERSION } else { OLDEST }
+        let nodes = self.components.iter().flat_map(|c| &c.graph.nodes);
+        let needs = |op: &Op| match op {
+            _ if op.quant().is_some_and(|q| q.winograd) => 4,
+            Op::UpConv2x { .. } => 3,
+            _ => OLDEST,
+        };
+        nodes.map(|n| needs(&n.op)).max().unwrap_or(OLDEST)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Shapes and costs of a graph at a given picture size.
 
-use super::{Graph, Node, Op, ValueKind};
+use super::{Graph, Node, Op, Quant, ValueKind, WeightId};
 use crate::tensor::Shape;
 
 /// Why a graph cannot run at a size.
@@ -92,7 +92,14 @@ impl Graph {
     #[must_use]
     pub fn node_macs(&self, node: &Node, shapes: &[Shape]) -> u64 {
         let out = shapes[node.output.index()];
+        let per_channel = |weight: &WeightId| -> u64 {
+            self.weight(*weight).shape[1..].iter().map(|&d| u64::from(d)).product()
+        };
         match &node.op {
+            // Four points make two neighbouring pixels.
+            Op::Conv2d { weight, quant: Some(Quant { winograd: true, .. }), .. } => {
+                2 * per_channel(weight) * out.channels() as u64 * out.pixels() as u64
+            }
             Op::Conv2d { weight, .. } | Op::Linear { weight, .. } => {
                 let per_pixel: u64 =
                     self.weight(*weight).shape.iter().map(|&d| u64::from(d)).product();
@@ -100,9 +107,7 @@ impl Graph {
             }
             // The filters that make a pixel, not those of all phases or those that fill a panel.
             Op::UpConv2x { weight, .. } => {
-                let per_channel: u64 =
-                    self.weight(*weight).shape[1..].iter().map(|&d| u64::from(d)).product();
-                per_channel * out.channels() as u64 * out.pixels() as u64
+                per_channel(weight) * out.channels() as u64 * out.pixels() as u64
             }
             Op::Attention { .. } => {
                 let keys = shapes[node.inputs[1].index()].pixels() as u64;

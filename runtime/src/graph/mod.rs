@@ -11,7 +11,9 @@ mod validate;
 
 pub use arena_plan::{ArenaPlan, Lifetime, Overlay, plan_arena};
 pub use infer::ShapeError;
-pub use op::{Matrix, MatrixMut, Op, Pad, Quant, QuantRange, up_filters};
+pub use op::{
+    Matrix, MatrixMut, Op, Pad, Quant, QuantRange, WINOGRAD_RANGES, up_filters, winograd_filters,
+};
 pub use validate::{GraphError, MAX_GROUPS, MAX_NODES};
 
 use crate::tensor::DType;
@@ -168,7 +170,8 @@ impl Graph {
     /// The first int8 layer that does not have `groups` activation ranges.
     #[must_use]
     pub fn layer_without_groups(&self, groups: usize) -> Option<&str> {
-        let wrong = |op: &Op| matches!(op.quant(), Some(q) if q.ranges.len() != groups);
+        let wrong =
+            |op: &Op| op.quant().is_some_and(|q| q.ranges.len() != groups * q.ranges_per_group());
         self.nodes.iter().find(|n| wrong(&n.op)).map(|n| n.name.as_str())
     }
 

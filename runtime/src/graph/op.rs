@@ -42,15 +42,50 @@ pub struct QuantRange {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quant {
-    /// One for each of the component's groups of timesteps; one where it has none.
+    /// One for each of the component's groups of timesteps; one where it has none. Where `winograd`, three for each:
+    /// for differences of pixels two apart, for sums of neighbours, for differences of neighbours.
     pub ranges: Vec<QuantRange>,
-    /// `[n]`, f32, plain: what one step of a stored weight is worth.
+    /// `[n]`, f32, plain: what one step of a stored weight is worth. One for each row of the weight.
     pub weight_scale: WeightId,
-    /// `[n]`, i32, plain: the sum of the stored weights of each output channel.
+    /// `[n]`, i32, plain: the sum of the stored weights of each row of the weight.
     pub weight_sum: WeightId,
     /// `[c]`, f32, plain: inputs are multiplied by it before they are quantized, and the weights were
     /// divided by it. It gives channels, and concatenated inputs, a scale of their own.
     pub input_scale: Option<WeightId>,
+    /// Whether a 3 × 3 convolution of stride 1 is computed by Winograd's F(2, 3) along rows (Lavin & Gray 2016,
+    /// section 4.1): two neighbouring outputs from four products instead of six. With x the row that the window sees,
+    /// scaled, of which output 2t sees x\[2t\] first, the four *points* are
+    ///
+    /// ```text
+    /// q₀ = quantized(x[2t] − x[2t + 2])        w₀ = g₀
+    /// q₁ = quantized(x[2t + 1] + x[2t + 2])    w₁ = (g₀ + g₁ + g₂) / 2
+    /// q₂ = quantized(x[2t + 2] − x[2t + 1])    w₂ = (g₀ − g₁ + g₂) / 2
+    /// q₃ = quantized(x[2t + 1] − x[2t + 3])    w₃ = g₂
+    /// y[2t] = m₀ + (m₁ + m₂)                   y[2t + 1] = (m₁ − m₂) − m₃
+    /// ```
+    ///
+    /// mₖ being what is said above of qₖ and the rows of point k of the weight, summed over channels and the three
+    /// rows of the window. The differences of points 0 and 3 have one range.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub winograd: bool,
+}
+
+/// Ranges of a Winograd layer for each group of timesteps; see [`Quant::ranges`].
+pub const WINOGRAD_RANGES: usize = 3;
+
+impl Quant {
+    /// Ranges for each group of timesteps.
+    #[must_use]
+    pub const fn ranges_per_group(&self) -> usize {
+        if self.winograd { WINOGRAD_RANGES } else { 1 }
+    }
+}
+
+/// Rows of the weight of a Winograd layer with `n` output channels: for each of four points one for every channel,
+/// rounded up to whole panels of sixteen.
+#[must_use]
+pub const fn winograd_filters(n: u32) -> u32 {
+    up_filters(n)
 }
 
 /// A layer's weight, its bias, and what makes it int8.
@@ -78,6 +113,8 @@ pub enum Op {
     /// `map → map`. Cross-correlation, dilation 1, one group.
     Conv2d {
         /// `[n, c, kh, kw]`, [`super::Layout::Packed16`], or [`super::Layout::Packed16x4`] where `quant` is given.
+        /// Of a Winograd layer `[4 · m, c, 3, 1]`, m being n rounded up to a multiple of 16; see [`winograd_filters`].
+        /// Row `point · m + o` makes output channel o at a point; those beyond n make nothing.
         weight: WeightId,
         /// `[n]`, f32, plain.
         bias: Option<WeightId>,

@@ -1,7 +1,9 @@
 //! Checks that make a graph from a file safe to run: every id in range, every value defined once and
 //! before use, every weight of the shape its operator needs.
 
-use super::{Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId, up_filters};
+use super::{
+    Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId, up_filters, winograd_filters,
+};
 use crate::tensor::DType;
 
 /// More nodes than any latent diffusion model has; a graph beyond is refused.
@@ -167,7 +169,16 @@ impl Graph {
                         format!("pad {pad:?} is as wide as its kernel {kernel:?}"),
                     );
                 }
-                let shape = [n, first.channels(), kernel[0], kernel[1]];
+                let shape = match quant {
+                    Some(q) if q.winograd => {
+                        if (*kernel, *stride) != ([3, 3], [1, 1]) {
+                            let why = "Winograd's F(2, 3) is for kernels of 3 × 3 and strides of 1";
+                            return invalid(place, format!("{why}, not {kernel:?} and {stride:?}"));
+                        }
+                        [winograd_filters(n), first.channels(), kernel[0], 1]
+                    }
+                    _ => [n, first.channels(), kernel[0], kernel[1]],
+                };
                 self.check_matrix(place, *weight, &shape, quant.as_ref())?;
                 self.check_bias(place, *bias, n)
             }
@@ -289,6 +300,9 @@ impl Graph {
                 &[DType::F32, DType::F16],
             );
         };
+        if q.winograd && shape.get(3) != Some(&1) {
+            return invalid(place, "only a convolution can be a Winograd layer");
+        }
         self.check_stored(place, id, shape, Layout::Packed16x4, &[DType::I8])?;
         let plain = Layout::Plain;
         self.check_stored(place, q.weight_scale, &shape[..1], plain, &[DType::F32])?;
@@ -301,10 +315,12 @@ impl Graph {
         if depth > MAX_DEPTH {
             return invalid(place, too_deep(depth));
         }
-        if q.ranges.is_empty() || q.ranges.len() > MAX_GROUPS {
+        let each = q.ranges_per_group();
+        if q.ranges.is_empty() || q.ranges.len() > MAX_GROUPS * each || q.ranges.len() % each != 0 {
+            let (found, most) = (q.ranges.len(), MAX_GROUPS * each);
             return invalid(
                 place,
-                format!("{} activation ranges; 1 to {MAX_GROUPS} are accepted", q.ranges.len()),
+                format!("{found} activation ranges; {each} to {most} are accepted, {each} a group"),
             );
         }
         for r in &q.ranges {

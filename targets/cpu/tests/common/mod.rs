@@ -177,7 +177,7 @@ impl Net {
                 zero_point: [0, 20, 128, 255, 97][self.random.below(5)],
             })
             .collect();
-        (weight, Quant { ranges, weight_scale, weight_sum, input_scale })
+        (weight, Quant { ranges, weight_scale, weight_sum, input_scale, winograd: false })
     }
 
     /// The weight of a layer that reads `x`, int8 where that is asked for and possible.
