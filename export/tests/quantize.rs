@@ -8,7 +8,7 @@ use common::{Map, fixtures, read_maps, run_observed};
 use latile_calibration::table::{Datum, ModelId, Sampling, VERSION};
 use latile_calibration::{ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, Table};
 use latile_export::{
-    ExportError, ExportOptions, Glob, Mixed, Progress, Quantization, Summary, export,
+    ExportError, ExportOptions, Glob, Mixed, Progress, Quantization, Summary, Winograd, export,
 };
 use latile_runtime::format::{Model, Precision, Role};
 use latile_runtime::graph::Layout;
@@ -145,6 +145,7 @@ fn layer(name: &str, groups: &[Vec<Map>]) -> LayerTable {
             max,
             power: mean(&|v| f64::from(v).powi(2)) as f32,
             ranges: Some(ranges),
+            winograd: None,
         }
     };
     LayerTable {
@@ -172,7 +173,14 @@ fn options(precision: Precision, quantization: Option<Quantization>) -> ExportOp
 }
 
 fn by(table: &Table) -> Quantization {
-    Quantization { table: table.clone(), method: Method::Mse, keep_f16: Vec::new(), mixed: None }
+    Quantization {
+        table: table.clone(),
+        method: Method::Mse,
+        keep_f16: Vec::new(),
+        mixed: None,
+        winograd: Winograd::Auto,
+        keep_direct: Vec::new(),
+    }
 }
 
 fn float(dir: &Path) -> Model {

@@ -6,7 +6,7 @@
 use latile_calibration::{Method, RgbPicture, Table, calibrate, read_pictures};
 use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
-use latile_export::{ExportOptions, Quantization};
+use latile_export::{ExportOptions, Quantization, Winograd};
 use latile_runtime::format::{Model, Precision, Role, Writer};
 use latile_runtime::graph::{Graph, Op, WeightId};
 use latile_runtime::pipeline::{Options, Picture, Pixels, upscale_rows};
@@ -70,8 +70,14 @@ fn table(name: &str) -> Table {
 }
 
 fn int8(name: &str) -> Exported {
-    let quantization =
-        Quantization { table: table(name), method: Method::Mse, keep_f16: Vec::new(), mixed: None };
+    let quantization = Quantization {
+        table: table(name),
+        method: Method::Mse,
+        keep_f16: Vec::new(),
+        mixed: None,
+        winograd: Winograd::Off,
+        keep_direct: Vec::new(),
+    };
     let options = ExportOptions {
         precision: Precision::Int8,
         quantization: Some(quantization),

@@ -1,0 +1,1 @@
+//! Winograd's weights against the direct convolution.
