@@ -124,7 +124,7 @@ impl ConvCase {
                 sum,
                 input_scale: None,
                 // SiLU of these inputs lies in -0.27..=0.6.
-                range: QuantRange { scale: 0.87 / 255.0, zero_point: 79 },
+                ranges: &[QuantRange { scale: 0.87 / 255.0, zero_point: 79 }],
             }),
         };
         let [scale, shift] = &self.norm;

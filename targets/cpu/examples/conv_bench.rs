@@ -40,22 +40,35 @@ const fn phases(side: usize, c: usize) -> ConvShape {
     ConvShape::doubling(side, side, c, c)
 }
 
+/// By Winograd's F(2, 3), in int8 alone.
+const fn pairs(side: usize, c: usize, n: usize) -> ConvShape {
+    ConvShape { winograd: true, ..square(side, c, n, 3) }
+}
+
 const SHAPES: &[(&str, ConvShape)] = &[
     ("decoder 256x256 128-128", square(256, 128, 128, 3)),
+    ("decoder 256x256 128-128 pairs", pairs(256, 128, 128)),
     ("decoder 256x256 256-128", square(256, 256, 128, 3)),
     ("decoder 256x256 256-256", square(256, 256, 256, 3)),
     ("decoder 128x128 256-256", square(128, 256, 256, 3)),
+    ("decoder 128x128 256-256 pairs", pairs(128, 256, 256)),
     ("decoder 128x128 512-512", square(128, 512, 512, 3)),
     ("decoder 64x64 512-512", square(64, 512, 512, 3)),
+    ("decoder 64x64 512-512 pairs", pairs(64, 512, 512)),
     ("decoder 256x256 128-3", square(256, 128, 3, 3)),
     ("unet 64x64 160-160", square(64, 160, 160, 3)),
+    ("unet 64x64 160-160 pairs", pairs(64, 160, 160)),
     ("unet 64x64 480-160", square(64, 480, 160, 3)),
     ("unet 64x64 320-320", square(64, 320, 320, 3)),
+    ("unet 64x64 320-320 pairs", pairs(64, 320, 320)),
     ("unet 32x32 320-320", square(32, 320, 320, 3)),
+    ("unet 32x32 320-320 pairs", pairs(32, 320, 320)),
     ("unet 32x32 640-320", square(32, 640, 320, 3)),
     ("unet 16x16 320-320", square(16, 320, 320, 3)),
+    ("unet 16x16 320-320 pairs", pairs(16, 320, 320)),
     ("unet 16x16 960-320", square(16, 960, 320, 3)),
     ("unet 8x8 640-640", square(8, 640, 640, 3)),
+    ("unet 8x8 640-640 pairs", pairs(8, 640, 640)),
     ("unet 8x8 1280-640", square(8, 1280, 640, 3)),
     ("decoder 64x64 512-512 up", up(64, 512)),
     ("decoder 64x64 512-512 phases", phases(64, 512)),
@@ -171,7 +184,8 @@ fn main() {
             "{name} threads {threads} fused {fused}; micro-kernel in cache, a thread: {rate:.1} GMAC/s"
         );
     }
-    for &(name, shape) in SHAPES.iter().filter(|s| s.0.contains(&filter)) {
+    let known = |s: &&(&str, ConvShape)| precision == Precision::Int8 || !s.1.winograd;
+    for &(name, shape) in SHAPES.iter().filter(|s| s.0.contains(&filter)).filter(known) {
         let ConvShape { c, h, w, .. } = shape;
         let filters = shape.filters();
         let plan = match precision {
@@ -196,10 +210,11 @@ fn main() {
             scale: &weight_scale,
             sum: &weight_sum,
             input_scale: None,
-            range: QuantRange { scale: 0.01, zero_point: 30 },
+            ranges: &[QuantRange { scale: 0.01, zero_point: 30 }; 3]
+                [..if shape.winograd { 3 } else { 1 }],
         };
         let (scale, shift) = (vec![0.9; c], vec![0.1; c]);
-        let bias = vec![0.5; filters];
+        let bias = vec![0.5; shape.biases()];
         let mut out = vec![0.0_f32; shape.out_len()];
         let mut out_half = vec![f16::ZERO; shape.out_len()];
         let mut sums = vec![0.0; plan.sums().len()];

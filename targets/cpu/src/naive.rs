@@ -43,8 +43,8 @@ pub enum Matrix<'a> {
         scale: &'a [f32],
         /// Per input channel.
         input_scale: Option<&'a [f32]>,
-        /// Of the input.
-        range: QuantRange,
+        /// Of the input; three where there are points.
+        ranges: &'a [QuantRange],
     },
 }
 
@@ -104,13 +104,13 @@ impl Conv<'_> {
             .collect();
         // An int8 layer's input, as whole numbers.
         let seen = match self.weights {
-            Matrix::Float(_) => seen,
-            Matrix::Int8 { input_scale, range, .. } => {
-                let inverse = 1.0 / range.scale;
-                let factor = |i: usize| input_scale.map_or(inverse, |s| s[i % c] * inverse);
-                let quantized = |(i, x): (usize, &f32)| quantize(x * factor(i), &range) as f32;
+            Matrix::Int8 { input_scale, ranges, .. } if !self.shape.winograd => {
+                let quantized = |(i, x): (usize, &f32)| {
+                    quantize(x * factor(input_scale, &ranges[0], i % c), &ranges[0]) as f32
+                };
                 seen.iter().enumerate().map(quantized).collect()
             }
+            _ => seen,
         };
         let shrink = usize::from(upsample);
         let at = |y: usize, x: usize, channel: usize| {
@@ -125,6 +125,13 @@ impl Conv<'_> {
         for y in 0..oh {
             for x in 0..ow {
                 for o in 0..n {
+                    if self.shape.winograd {
+                        let index = (y * ow + x) * n + o;
+                        let sum = self.of_pair(&at, [y, x], o);
+                        let bias = self.bias.map_or(0.0, |b| b[o]) + self.add.map_or(0.0, |b| b[o]);
+                        out[index] = self.finished(sum + bias, index);
+                        continue;
+                    }
                     let (mut float, mut whole) = (0.0_f32, 0_i64);
                     let [py, px] = [y % parts, x % parts];
                     let filter = (py * parts + px) * phase_filters + o;
@@ -145,23 +152,64 @@ impl Conv<'_> {
                     }
                     let sum = match self.weights {
                         Matrix::Float(_) => float,
-                        Matrix::Int8 { scale, range, .. } => {
-                            whole as f32 * (range.scale * scale[filter])
+                        Matrix::Int8 { scale, ranges, .. } => {
+                            whole as f32 * (ranges[0].scale * scale[filter])
                         }
                     };
                     let index = (y * ow + x) * n + o;
                     let bias =
                         self.bias.map_or(0.0, |b| b[filter]) + self.add.map_or(0.0, |b| b[o]);
-                    let mut v = sum + bias;
-                    if let Some(residual) = self.residual {
-                        v += residual[index];
-                    }
-                    out[index] = v * self.output_scale;
+                    out[index] = self.finished(sum + bias, index);
                 }
             }
         }
         out
     }
+
+    fn finished(&self, v: f32, index: usize) -> f32 {
+        (v + self.residual.map_or(0.0, |r| r[index])) * self.output_scale
+    }
+
+    /// Output channel `o` of pixel `[y, x]` by Winograd's F(2, 3), before the bias; `at` gives the padded input. See
+    /// [`Quant::winograd`](latile_runtime::graph::Quant::winograd).
+    fn of_pair(
+        &self,
+        at: &impl Fn(usize, usize, usize) -> f32,
+        [y, x]: [usize; 2],
+        o: usize,
+    ) -> f32 {
+        let Matrix::Int8 { weights, scale, input_scale, ranges } = self.weights else {
+            unreachable!("points are for int8 layers");
+        };
+        let c = self.shape.c;
+        let first = x / 2 * 2;
+        let m = |point: usize| {
+            let range = &ranges[[0, 1, 2, 0][point]];
+            let filter = point * self.shape.filters() / 4 + o;
+            let mut sum = 0_i64;
+            for channel in 0..c {
+                for ky in 0..3 {
+                    let x = |i: usize| at(y + ky, first + i, channel);
+                    let d = match point {
+                        0 => x(0) - x(2),
+                        1 => x(1) + x(2),
+                        2 => x(2) - x(1),
+                        _ => x(1) - x(3),
+                    };
+                    let q = quantize(d * factor(input_scale, range, channel), range);
+                    sum += i64::from(q) * i64::from(weights[(filter * c + channel) * 3 + ky]);
+                }
+            }
+            sum as f32 * (range.scale * scale[filter])
+        };
+        if x == first { m(0) + (m(1) + m(2)) } else { (m(1) - m(2)) - m(3) }
+    }
+}
+
+/// What an int8 layer multiplies an input channel by before it rounds.
+fn factor(input_scale: Option<&[f32]>, range: &QuantRange, channel: usize) -> f32 {
+    let inverse = 1.0 / range.scale;
+    input_scale.map_or(inverse, |s| s[channel] * inverse)
 }
 
 struct Exp(f32);

@@ -19,7 +19,7 @@ use latile_runtime::graph::QuantRange;
 
 /// `[filters, c, kh, kw]` as `[ceil(filters / 16)][kh][kw][ceil(c / group)][16][group]`, by the definition.
 fn packed<T: Copy + Default>(weights: &[T], group: usize, shape: &ConvShape) -> Vec<T> {
-    let window = shape.kernel[0] * shape.kernel[1];
+    let window: usize = shape.stored_kernel().iter().product();
     let groups = shape.c.div_ceil(group);
     let mut packed =
         vec![T::default(); shape.filters().div_ceil(16) * window * groups * 16 * group];
@@ -131,7 +131,13 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
     let based = |l: &Level| levels.iter().any(|base| base.isa() == l.isa().float_base());
     let levels: Vec<Level> = Level::available().into_iter().filter(based).collect();
     let scaled = !case.shape.macs().is_multiple_of(3);
-    check_one(&Case { int8: Some(scaled), ..case.clone() }, &levels, pools);
+    let int8 = Case { int8: Some(scaled), ..case.clone() };
+    check_one(&int8, &levels, pools);
+    let ConvShape { kernel, stride, phases, .. } = case.shape;
+    if kernel == [3, 3] && stride == [1, 1] && !phases {
+        let shape = ConvShape { winograd: true, ..case.shape };
+        check_one(&Case { shape, ..int8 }, &levels, pools);
+    }
 }
 
 /// Runs a case and compares output and sums with plain loops.
@@ -170,7 +176,7 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
             norm.push(n.as_ref().map(|(scale, shift)| (scale[i], shift[i])));
         }
     }
-    let [kh, kw] = shape.kernel;
+    let [kh, kw] = shape.stored_kernel();
     let mut weights = random.vec(shape.filters() * shape.c * kh * kw, 0.5);
     if case.half_weights {
         weights = widen(&halve(&weights));
@@ -190,18 +196,19 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
     let worth: Vec<f32> =
         random.vec(shape.filters(), 0.001).iter().map(|x| x.abs() + 1e-4).collect();
     let factors: Vec<f32> = random.vec(shape.c, 0.5).iter().map(|x| x + 1.0).collect();
-    let range = QuantRange {
+    let ranges = [(); 3].map(|()| QuantRange {
         scale: 0.01 + 0.005 * random.next(),
         zero_point: [0, 255, 128, 40, 201][random.below(5)],
-    };
+    });
+    let ranges = &ranges[..if shape.winograd { 3 } else { 1 }];
     let int8 = Int8Weights {
         packed: &packed_integers,
         scale: &worth,
         sum: &sums_of_weights,
         input_scale: case.int8.is_some_and(|scaled| scaled).then_some(&factors),
-        range,
+        ranges,
     };
-    let bias = random.vec(shape.filters(), 1.0);
+    let bias = random.vec(shape.biases(), 1.0);
     let add = random.vec(shape.n, 1.0);
     let mut residual = random.vec(shape.out_len(), by);
     let residual_half = halve(&residual);
@@ -223,7 +230,7 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
                 weights: &integers,
                 scale: &worth,
                 input_scale: int8.input_scale,
-                range,
+                ranges,
             },
         },
         bias: case.bias.then_some(&bias),
@@ -562,11 +569,13 @@ fn random_shapes() {
             pads: [random.below(3), random.below(3), random.below(3), random.below(3)],
             upsample: random.below(3) == 0,
             phases: false,
+            winograd: false,
         };
-        let shape = if random.below(4) == 0 {
-            ConvShape { kernel: [2, 2], stride: [1, 1], pads: [1; 4], phases: true, ..shape }
-        } else {
-            shape
+        let shape = match random.below(4) {
+            0 => ConvShape { kernel: [2, 2], stride: [1, 1], pads: [1; 4], phases: true, ..shape },
+            // Winograd's in int8.
+            1 => ConvShape { kernel: [3, 3], stride: [1, 1], ..shape },
+            _ => shape,
         };
         let split = random.below(c);
         let case = Case {
@@ -600,6 +609,11 @@ fn wrong_operands_are_refused() {
     assert!(ConvPlan::new(large, WeightType::F32, level).is_err());
     let rows = ConvShape { kernel: [17, 1], pads: [8; 4], ..ConvShape::same(4, 4, 4, 4, 3) };
     assert!(ConvPlan::new(rows, WeightType::F32, level).is_err());
+    let pairs = ConvShape { winograd: true, ..ConvShape::same(4, 4, 4, 4, 3) };
+    assert!(ConvPlan::new(pairs, WeightType::F16, level).is_err(), "points are for int8");
+    assert!(ConvPlan::int8(pairs, level).is_ok());
+    assert!(ConvPlan::int8(ConvShape { stride: [1, 2], ..pairs }, level).is_err());
+    assert!(ConvPlan::int8(ConvShape { kernel: [5, 3], ..pairs }, level).is_err());
     let strided = ConvShape { stride: [2, 2], ..ConvShape::doubling(4, 4, 4, 4) };
     assert!(ConvPlan::new(strided, WeightType::F32, level).is_err());
     let narrow = ConvShape { pads: [0; 4], ..ConvShape::doubling(2, 4, 4, 4) };
@@ -662,7 +676,7 @@ fn wrong_operands_are_refused() {
         scale: &[1.0; 4],
         sum: &[36; 4],
         input_scale: Some(&[1.0; 4]),
-        range: QuantRange { scale: 1.0, zero_point: 7 },
+        ranges: &[QuantRange { scale: 1.0, zero_point: 7 }],
     };
     assert_eq!(int8(Weights::I8(good)), Ok(()));
     named(int8(Weights::F32(&weights)), plan.kernel_name());
@@ -670,6 +684,7 @@ fn wrong_operands_are_refused() {
     named(int8(Weights::I8(Int8Weights { scale: &[1.0; 5], ..good })), "weight scale");
     named(int8(Weights::I8(Int8Weights { sum: &[36; 3], ..good })), "weight sum");
     named(int8(Weights::I8(Int8Weights { input_scale: Some(&[]), ..good })), "input scale");
+    named(int8(Weights::I8(Int8Weights { ranges: &[], ..good })), "ranges");
 }
 
 #[test]

@@ -47,21 +47,22 @@ fn check(case: &Case, rng: &mut Random) {
         .iter()
         .map(|&c| ((0..c).map(|_| rng.unit()).collect(), (0..c).map(|_| rng.unit()).collect()))
         .collect();
-    let groups = shape.filters().div_ceil(16) * shape.kernel[0] * shape.kernel[1];
+    let groups = shape.filters().div_ceil(16) * shape.stored_kernel().iter().product::<usize>();
     let float: Vec<f16> = halves(rng, groups * shape.c * 16);
     let bytes: Vec<i8> =
         (0..groups * shape.c.div_ceil(4) * 64).map(|_| (127.0 * rng.unit()) as i8).collect();
     let scale: Vec<f32> = (0..shape.filters()).map(|_| 0.001 + 0.001 * rng.unit().abs()).collect();
     let sum: Vec<i32> = (0..shape.filters()).map(|_| (900.0 * rng.unit()) as i32).collect();
     let other = halves(rng, shape.out_len());
-    let bias: Vec<f32> = (0..shape.filters()).map(|_| rng.unit()).collect();
+    let bias: Vec<f32> = (0..shape.biases()).map(|_| rng.unit()).collect();
     let weights = if case.int8 {
         Weights::I8(Int8Weights {
             packed: &bytes,
             scale: &scale,
             sum: &sum,
             input_scale: None,
-            range: QuantRange { scale: 0.01, zero_point: 77 },
+            ranges: &[QuantRange { scale: 0.01, zero_point: 77 }; 3]
+                [..if shape.winograd { 3 } else { 1 }],
         })
     } else {
         Weights::F16(&float)
@@ -183,9 +184,14 @@ fn strips_give_the_bits_of_the_whole() {
         same(64, 9, 20, 33, 1),
         same(33, 66, 36, 24, 3),
         ConvShape { pads: [2, 2, 2, 2], ..same(37, 8, 3, 5, 5) },
+        ConvShape { winograd: true, ..same(40, 21, 6, 18, 3) },
+        ConvShape { winograd: true, ..same(33, 66, 36, 24, 3) },
     ];
     for shape in shapes {
         for int8 in [false, true] {
+            if shape.winograd && !int8 {
+                continue;
+            }
             for (i, strip) in [1, 7, 33].into_iter().enumerate() {
                 let case = Case {
                     shape,

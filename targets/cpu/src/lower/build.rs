@@ -268,22 +268,22 @@ impl<'m> Builder<'m, '_> {
         })
     }
 
-    /// The weights of an int8 layer, with the range of the first group of timesteps.
+    /// The weights of an int8 layer, with the ranges of the first group of timesteps.
     fn int8(
         &self,
         node: usize,
         id: WeightId,
-        quant: &Quant,
+        quant: &'m Quant,
     ) -> Result<Int8Weights<'m>, PrepareError> {
-        let range = quant.ranges.first();
-        let range = range.ok_or_else(|| self.unsupported(node, &"it has no activation range"))?;
+        let ranges = quant.ranges.get(..quant.ranges_per_group());
+        let ranges = ranges.ok_or_else(|| self.unsupported(node, &"it has no activation range"))?;
         Ok(Int8Weights {
             packed: bytemuck::cast_slice(self.component.weight(id)),
             scale: self.plain(node, quant.weight_scale)?,
             sum: bytemuck::try_cast_slice(self.component.weight(quant.weight_sum))
                 .map_err(|e| self.unsupported(node, &e))?,
             input_scale: quant.input_scale.map(|id| self.plain(node, id)).transpose()?,
-            range: *range,
+            ranges,
         })
     }
 

@@ -139,9 +139,12 @@ impl Step<'_> {
     pub(crate) fn set_timestep_group(&mut self, group: usize) {
         if let Action::Conv(conv) = &mut self.action
             && let Weights::I8(weights) = &mut conv.weights
-            && let Some(range) = conv.ranges.get(group).or(conv.ranges.last())
         {
-            weights.range = *range;
+            let mut groups = conv.ranges.chunks_exact(weights.ranges.len());
+            let last = groups.len().saturating_sub(1);
+            if let Some(ranges) = groups.nth(group.min(last)) {
+                weights.ranges = ranges;
+            }
         }
     }
 
@@ -238,7 +241,7 @@ pub(super) struct ConvStep<'m> {
     pub(super) plan: ConvPlan,
     pub(super) inputs: Inputs,
     pub(super) weights: Weights<'m>,
-    /// Of an int8 layer, its input's range in each group of timesteps; else empty.
+    /// Of an int8 layer, its input's ranges in each group of timesteps; else empty.
     pub(super) ranges: &'m [QuantRange],
     pub(super) bias: Option<&'m [f32]>,
     pub(super) add: Option<BufferId>,

@@ -89,18 +89,23 @@ fn compute(
     let conv = |(weight, bias, quant): Matrix<'_>, window| {
         let w = plain(weight);
         let filters = component.spec().graph.weight(weight).shape[0] as usize;
-        let b = bias.map_or(vec![0.0; filters], plain);
+        let b = bias.map_or(vec![0.0; filters.max(out.channels())], plain);
         let Some(quant) = quant else {
             return ops::conv2d(x(0), shape(0), &w, &b, window, out);
         };
-        let last = quant.ranges.len() - 1;
+        let each = quant.ranges_per_group();
+        let last = quant.ranges.len() / each - 1;
+        let ranges = &quant.ranges[group.min(last) * each..][..each];
         let input_scale = quant.input_scale.map(plain);
         let layer = ops::Int8 {
             weight: &w,
             weight_scale: &plain(quant.weight_scale),
             input_scale: input_scale.as_deref(),
-            range: quant.ranges[group.min(last)],
+            ranges,
         };
+        if quant.winograd {
+            return ops::winograd(x(0), shape(0), &layer, &b, window, out);
+        }
         ops::conv2d_int8(x(0), shape(0), &layer, &b, window, out)
     };
     let point = ops::Window { kernel: [1, 1], stride: [1, 1], top: 0, left: 0, phases: false };

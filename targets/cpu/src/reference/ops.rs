@@ -1,6 +1,7 @@
 //! The primitive operators, as their definitions read. Maps are NHWC, batch 1; weights row-major.
 
-use crate::naive::quantize;
+use crate::naive::{Conv, Matrix, quantize};
+use crate::steps::conv::ConvShape;
 use latile_runtime::graph::QuantRange;
 use latile_runtime::tensor::Shape;
 
@@ -100,7 +101,7 @@ pub(super) struct Int8<'a> {
     pub(super) weight: &'a [f32],
     pub(super) weight_scale: &'a [f32],
     pub(super) input_scale: Option<&'a [f32]>,
-    pub(super) range: QuantRange,
+    pub(super) ranges: &'a [QuantRange],
 }
 
 /// [`Quant`](latile_runtime::graph::Quant)'s formula, then the bias.
@@ -113,7 +114,8 @@ pub(super) fn conv2d_int8(
     out: Shape,
 ) -> Vec<f32> {
     let c = shape.channels();
-    let Int8 { weight, weight_scale, input_scale, range } = layer;
+    let Int8 { weight, weight_scale, input_scale, ranges } = layer;
+    let range = &ranges[0];
     let inverse = 1.0 / range.scale;
     let factor = |i: usize| input_scale.map_or(inverse, |s| s[i % c] * inverse);
     let q: Vec<i64> =
@@ -122,6 +124,42 @@ pub(super) fn conv2d_int8(
     let sums = convolve(&q, shape, &weight, window, out, |sum: i64, q, w| sum + q * w);
     let worth = |(sum, f): (&i64, usize)| *sum as f32 * (range.scale * weight_scale[f]) + bias[f];
     sums.iter().zip(window.filters(out)).map(worth).collect()
+}
+
+/// A Winograd layer, by its definition: [`Quant::winograd`](latile_runtime::graph::Quant::winograd).
+pub(super) fn winograd(
+    x: &[f32],
+    shape: Shape,
+    layer: &Int8<'_>,
+    bias: &[f32],
+    window: Window,
+    out: Shape,
+) -> Vec<f32> {
+    let (Shape::Map { h, w, c }, Shape::Map { h: oh, w: ow, c: n }) = (shape, out) else {
+        unreachable!("a convolution is of maps")
+    };
+    let (top, left) = (window.top, window.left);
+    let conv = Conv {
+        shape: ConvShape {
+            pads: [top, left, oh + 2 - h - top, ow + 2 - w - left],
+            winograd: true,
+            ..ConvShape::same(h, w, c, n, 3)
+        },
+        input: x,
+        norm: &vec![None; c],
+        silu: false,
+        weights: Matrix::Int8 {
+            weights: &layer.weight.iter().map(|&w| w as i8).collect::<Vec<_>>(),
+            scale: layer.weight_scale,
+            input_scale: layer.input_scale,
+            ranges: layer.ranges,
+        },
+        bias: Some(bias),
+        add: None,
+        residual: None,
+        output_scale: 1.0,
+    };
+    conv.run()
 }
 
 /// Wu & He 2018, equations 1 and 2, in f64, rounded once.

@@ -43,7 +43,7 @@ fn an_int8_layer_quantizes_its_input_and_scales_its_sums() {
         weight: &[1.0, -127.0],
         weight_scale: &[0.5],
         input_scale: None,
-        range: QuantRange { scale: 0.25, zero_point: 3 },
+        ranges: &[QuantRange { scale: 0.25, zero_point: 3 }],
     };
     let x = [0.5, 0.375, -9.0, 1e9, f32::NAN, 0.0];
     let y = ops::conv2d_int8(&x, map(1, 3, 2), &layer, &[10.0], window, map(1, 3, 1));

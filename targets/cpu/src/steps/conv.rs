@@ -6,7 +6,8 @@
 //! `(sum + (bias + add) + residual) * output_scale`, along with the channel sums that the next
 //! GroupNorm needs. Every activation is read and written once: there is no im2col buffer and
 //! no pass for a norm. A 3x3 convolution of an upsampled map may also come as four of 2x2, one for each
-//! phase of the output ([`ConvShape::phases`]): 4/9 of the work. A 1x1 convolution and a Linear layer
+//! phase of the output ([`ConvShape::phases`]): 4/9 of the work; in int8 it may go by Winograd's F(2, 3)
+//! ([`ConvShape::winograd`]): 2/3 of it. A 1x1 convolution and a Linear layer
 //! (`h = 1`, `w = rows`) are the same step without a halo.
 //!
 //! In floating point the sum over K runs in the order (ky, kx, c) with fused multiply-adds. With
@@ -15,15 +16,16 @@
 //! threads; see [`naive`](crate::naive) for the definitions as plain loops.
 
 use half::f16;
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, WINOGRAD_RANGES};
 
-use super::conv_band::{Band, Bytes, Cells, Floats};
+use super::conv_band::{Band, Bytes, Floats, Input, Prologue};
 use super::conv_epilogue::{Dequantize, Epilogue, Read, Write};
 pub use super::conv_plan::ConvPlan;
-use super::conv_plan::{Family, round_up};
+use super::conv_plan::{Family, columns, round_up};
 pub use super::conv_rows::{Rows, Window};
 pub use super::conv_shape::{ConvShape, MAX_KERNEL_ROWS};
 use super::conv_tile::TileJob;
+use super::conv_winograd::{POINTS, Points, RANGE_OF};
 use super::{Output, SharedMut, Source, StepError, check_len};
 use crate::pool::{Pool, PoolError};
 use crate::registry::{self, WeightType};
@@ -72,8 +74,8 @@ pub enum Weights<'a> {
 /// [`Quant`](latile_runtime::graph::Quant).
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Weights<'a> {
-    /// `[ceil(filters / 16)][kh][kw][ceil(c / 4)][16][4]`; the file's
-    /// [`Packed16x4`](latile_runtime::graph::Layout::Packed16x4).
+    /// `[ceil(filters / 16)][kh][kw][ceil(c / 4)][16][4]`, the kernel being
+    /// [`ConvShape::stored_kernel`]; the file's [`Packed16x4`](latile_runtime::graph::Layout::Packed16x4).
     pub packed: &'a [i8],
     /// What one step of a weight is worth, per filter.
     pub scale: &'a [f32],
@@ -81,8 +83,9 @@ pub struct Int8Weights<'a> {
     pub sum: &'a [i32],
     /// What each input channel is multiplied by first.
     pub input_scale: Option<&'a [f32]>,
-    /// Scale and zero point of the input.
-    pub range: QuantRange,
+    /// Scale and zero point of the input; of a Winograd layer three, see
+    /// [`Quant::ranges`](latile_runtime::graph::Quant::ranges).
+    pub ranges: &'a [QuantRange],
 }
 
 /// What is added to the result.
@@ -198,44 +201,53 @@ pub fn conv2d_rows(
         (Weights::F16(x), _) => float(x.as_ptr().cast()),
         (Weights::I8(x), family) => {
             let signed = matches!(family, Family::Int8(kernel) if kernel.signed);
-            let zero = i32::from(x.range.zero_point) - if signed { 128 } else { 0 };
-            let (factor, dequantize) = fill_head(plan, &x, zero, head);
+            let mut zeros = [0; WINOGRAD_RANGES];
+            for (zero, range) in zeros.iter_mut().zip(x.ranges) {
+                *zero = i32::from(range.zero_point) - if signed { 128 } else { 0 };
+            }
+            let (factor, dequantize) = fill_head(plan, &x, zeros, head);
             let weights = Shared(x.packed.as_ptr().cast());
             let epilogue = Epilogue { dequantize: Some(dequantize), ..epilogue };
             let run = Run { weights, epilogue, ..common };
-            if signed {
-                run.run(Bytes::<true> { factor, zero })
-            } else {
-                run.run(Bytes::<false> { factor, zero })
+            match (plan.shape.winograd, signed) {
+                (false, false) => run.run(Bytes::<false> { factor, zero: zeros[0] }),
+                (false, true) => run.run(Bytes::<true> { factor, zero: zeros[0] }),
+                (true, false) => run.run(Points::<false> { factor, zero: zeros }),
+                (true, true) => run.run(Points::<true> { factor, zero: zeros }),
             }
         }
     };
     outcome.map_err(|source| StepError::Worker { step: STEP, source })
 }
 
-/// Computes what an int8 layer needs for each channel: the factors of its input, and what its sums of
-/// products with bytes of which `zero` stands for 0 are worth.
+/// Computes what an int8 layer needs for each channel: the factors of its input in each range, and what its sums of
+/// products with bytes of which `zeros` stand for 0 are worth.
 fn fill_head<'a>(
     plan: &ConvPlan,
     weights: &Int8Weights<'_>,
-    zero: i32,
+    zeros: [i32; WINOGRAD_RANGES],
     head: &'a mut [f32],
 ) -> (&'a [f32], Dequantize<'a>) {
-    let (factor, rest) = head.split_at_mut(round_up(plan.shape.c));
+    let channels = round_up(plan.shape.c);
+    let (factor, rest) = head.split_at_mut(plan.ranges() * channels);
     let (correction, worth) = rest.split_at_mut(round_up(plan.shape.filters()));
     let correction: &mut [i32] = bytemuck::cast_slice_mut(correction);
-    let inverse = 1.0 / weights.range.scale;
-    factor.fill(inverse);
-    for (factor, scale) in factor.iter_mut().zip(weights.input_scale.into_iter().flatten()) {
-        *factor *= scale;
+    for (factor, range) in factor.chunks_exact_mut(channels).zip(weights.ranges) {
+        factor.fill(1.0 / range.scale);
+        for (factor, scale) in factor.iter_mut().zip(weights.input_scale.into_iter().flatten()) {
+            *factor *= scale;
+        }
     }
+    // The filters of a point, or all.
+    let filters = plan.shape.filters() / plan.shape.points();
+    let range_of = |i: usize| if plan.shape.winograd { RANGE_OF[i / filters % POINTS] } else { 0 };
     correction.fill(0);
-    for (correction, sum) in correction.iter_mut().zip(weights.sum) {
-        *correction = zero.wrapping_mul(*sum);
+    for (i, (correction, sum)) in correction.iter_mut().zip(weights.sum).enumerate() {
+        *correction = zeros[range_of(i)].wrapping_mul(*sum);
     }
     worth.fill(0.0);
-    for (worth, scale) in worth.iter_mut().zip(weights.scale) {
-        *worth = weights.range.scale * scale;
+    for (i, (worth, scale)) in worth.iter_mut().zip(weights.scale).enumerate() {
+        *worth = weights.ranges[range_of(i)].scale * scale;
     }
     (factor, Dequantize { correction, worth })
 }
@@ -258,42 +270,52 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn run<C: Cells>(&self, cells: C) -> Result<(), PoolError> {
+    fn run<P: Prologue>(&self, prologue: P) -> Result<(), PoolError> {
         let (plan, shape) = (self.plan, &self.plan.shape);
         let b = &plan.blocking;
         let [oh, ow] = shape.windows();
-        let [kh, kw] = shape.reach();
-        let [sy, sx] = shape.stride;
+        let kh = shape.reach()[0];
+        let sy = shape.stride[0];
         // Rows of windows.
         let [from, to] = self.rows.y.map(|y| y >> shape.doubled());
-        let band = Band {
+        let input = Input {
             shape,
             segments: self.segments,
             windows: &self.rows.inputs,
             activation: self.activation,
             level: plan.level,
-            cells,
         };
         let units = plan.units();
-        let band_row = b.band_cols * units;
+        let [band_plane, band_row] = plan.band_row();
         let band_len = plan.band_len();
         let own_len = plan.own_len();
-        // The first `pixels` of a slot of a band.
-        let fill = |base: SharedMut<f32>, v: usize, x: usize, pixels: usize| {
-            let cells = pixels * cells.pitch(shape.c);
-            // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now.
-            let slot = unsafe {
+        let bands = if b.whole { 1 } else { self.pool.threads() };
+        // SAFETY: within the checked scratch; each worker has its own part.
+        let own_of =
+            |worker: usize| unsafe { self.scratch.get().add(bands * band_len + worker * own_len) };
+        // The first `columns` of a slot of a band.
+        let fill = |base: SharedMut<f32>, v: usize, x: usize, columns: usize, worker: usize| {
+            let cells = b.band_cols * prologue.pitch(shape.c) * shape.points();
+            // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now, and room that
+            // is this worker's.
+            let (slot, room) = unsafe {
                 let slot = base.get().add(v % b.ring * band_row);
-                std::slice::from_raw_parts_mut(slot.cast::<C::Cell>(), cells)
+                let room = own_of(worker).add(own_len - plan.room_len());
+                (
+                    std::slice::from_raw_parts_mut(slot.cast::<P::Cell>(), cells),
+                    std::slice::from_raw_parts_mut(room, plan.room_len()),
+                )
             };
-            band.fill_row(v, x, slot);
+            prologue.fill(input, [v, x], columns, slot, room);
         };
         let shared_band = b.whole && self.direct.is_none();
         if shared_band {
             // Each task writes a row of its own: there are no more of them than the ring has.
             let first = from * sy;
             let needed = (to - 1) * sy + kh - first;
-            self.pool.run(needed, &|i, _| fill(self.scratch, first + i, 0, b.band_cols))?;
+            self.pool.run(needed, &|i, worker| {
+                fill(self.scratch, first + i, 0, b.band_cols, worker);
+            })?;
         }
         let panels = shape.n.div_ceil(16);
         let task_panels = b.channels.div_ceil(16);
@@ -301,7 +323,8 @@ impl Run<'_> {
         let col_blocks = ow.div_ceil(b.cols);
         let first_block = from / b.rows;
         let row_blocks = to.div_ceil(b.rows) - first_block;
-        let phase_weights = panels * plan.depth() * plan.family.weight_row();
+        // Bytes of the weights of a phase, or of a point.
+        let part_weights = panels * plan.depth() * plan.family.weight_row();
         let widened = matches!(plan.family, Family::Float(kernel) if kernel.widen)
             .then(|| registry::matmul(plan.level, WeightType::F32));
         self.pool.run(row_blocks * col_blocks * parts, &|task, worker| {
@@ -315,20 +338,17 @@ impl Run<'_> {
             let sums = self.block_sums(block, channels);
             // SAFETY: within the checked scratch; each worker has its own part.
             let (own, acc, prepared) = unsafe {
-                let (bands, mine) = if b.whole { (1, 0) } else { (self.pool.threads(), worker) };
+                let mine = if b.whole { 0 } else { worker };
                 let own = self.scratch.get().add(mine * band_len);
-                let acc = self.scratch.get().add(bands * band_len + worker * own_len);
+                let acc = own_of(worker);
                 (SharedMut(own), acc, acc.add(plan.tile_len()))
             };
-            // SAFETY: the pixel of column x[0], in the checked input or in a shared band.
+            let column = plan.column(x[0]) * units;
+            // SAFETY: what window x[0] sees first, in the checked input or in a shared band.
             let (source, source_row, ring) = unsafe {
                 match self.direct {
-                    Some(input) => {
-                        (input.get().add(x[0] * sx * units), shape.w * units, usize::MAX)
-                    }
-                    None if b.whole => {
-                        (own.get().cast_const().add(x[0] * sx * units), band_row, b.ring)
-                    }
+                    Some(input) => (input.get().add(column), shape.w * units, usize::MAX),
+                    None if b.whole => (own.get().cast_const().add(column), band_row, b.ring),
                     None => (own.get().cast_const(), band_row, b.ring),
                 }
             };
@@ -337,11 +357,11 @@ impl Run<'_> {
             while row < y[1] {
                 let end = y[1].min(row + b.step);
                 if self.direct.is_none() && !b.whole {
-                    // Columns that this task's pixels need; the last task of a row may need fewer.
-                    let used = (x[1] - x[0] - 1) * sx + kw;
+                    // Columns that this task's windows need; the last task of a row may need fewer.
+                    let used = columns(shape, x[1] - x[0]);
                     filled = filled.max(row * sy);
                     while filled < (end - 1) * sy + kh {
-                        fill(own, filled, x[0], used);
+                        fill(own, filled, x[0], used, worker);
                         filled += 1;
                     }
                 }
@@ -350,7 +370,7 @@ impl Run<'_> {
                     // SAFETY: the band has a column more than the windows of one phase reach, and the
                     // checked weights have all phases.
                     let (band, weights) = unsafe {
-                        let weights = self.weights.get().add(number * phase_weights);
+                        let weights = self.weights.get().add(number * part_weights);
                         (source.add(phase[1] * units), weights)
                     };
                     plan.level.dispatch(TileJob {
@@ -359,13 +379,16 @@ impl Run<'_> {
                         epilogue: &self.epilogue.of_filters(number * panels * LANES),
                         phase,
                         band: band.cast(),
-                        pixel: units,
+                        column: units,
+                        run: plan.run_len(),
+                        band_plane,
                         band_row: source_row,
                         ring,
                         y: [row, end],
                         x,
                         panels: own_panels,
                         weights,
+                        point_weights: part_weights,
                         k_block: b.k_block,
                         sums,
                         acc: acc.cast(),
@@ -409,7 +432,8 @@ pub fn observe(
     check_segments(plan, segments, &rows)?;
     let shape = ConvShape::same(plan.shape.h, plan.shape.w, plan.shape.c, plan.shape.n, 1);
     let (windows, level) = (&rows.inputs, plan.level);
-    let band = Band { shape: &shape, segments, windows, activation, level, cells: Floats };
+    let input = Input { shape: &shape, segments, windows, activation, level };
+    let band = Band { input, cells: Floats };
     let mut row = vec![0.0; shape.w * shape.c];
     for y in 0..shape.h {
         band.fill_row(y, 0, &mut row);
@@ -500,6 +524,7 @@ fn check(
             check_len(STEP, "weights", w.packed.len(), 4 * packed)?;
             check_len(STEP, "weight scale", w.scale.len(), shape.filters())?;
             check_len(STEP, "weight sum", w.sum.len(), shape.filters())?;
+            check_len(STEP, "ranges", w.ranges.len(), plan.ranges())?;
             if let Some(scale) = w.input_scale {
                 check_len(STEP, "input scale", scale.len(), shape.c)?;
             }
@@ -507,7 +532,7 @@ fn check(
         _ => return refuse(format!("weights of a type that {} does not read", plan.kernel_name())),
     }
     if let Some(bias) = args.bias {
-        check_len(STEP, "bias", bias.len(), shape.filters())?;
+        check_len(STEP, "bias", bias.len(), shape.biases())?;
     }
     if let Some(add) = args.add {
         check_len(STEP, "add", add.len(), shape.n)?;

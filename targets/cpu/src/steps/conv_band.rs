@@ -82,15 +82,62 @@ impl<const SIGNED: bool> Cells for Bytes<'_, SIGNED> {
     }
 }
 
+/// How the rows of a band come about.
+pub(super) trait Prologue: Copy + Sync {
+    /// What a band holds.
+    type Cell: Copy;
+
+    /// Cells from one column of the band to the next, at each point, for `c` channels.
+    fn pitch(self, c: usize) -> usize;
+
+    /// Writes to `slot`, a whole row of the band, the first `columns` of it: those of `at = [v, x]`, row `v` of the padded
+    /// input, from what window column `x` sees on. `room` is the caller's, as much as the plan says, for whatever it is needed for.
+    fn fill(
+        self,
+        input: Input<'_>,
+        at: [usize; 2],
+        columns: usize,
+        slot: &mut [Self::Cell],
+        room: &mut [f32],
+    );
+}
+
+/// A column is a pixel.
+impl<C: Cells> Prologue for C {
+    type Cell = C::Cell;
+
+    fn pitch(self, c: usize) -> usize {
+        Cells::pitch(self, c)
+    }
+
+    fn fill(
+        self,
+        input: Input<'_>,
+        [v, x]: [usize; 2],
+        columns: usize,
+        slot: &mut [C::Cell],
+        _: &mut [f32],
+    ) {
+        let cells = columns * Cells::pitch(self, input.shape.c);
+        Band { input, cells: self }.fill_row(v, x, &mut slot[..cells]);
+    }
+}
+
 /// What the rows of a band are made from.
 #[derive(Clone, Copy)]
-pub(super) struct Band<'a, C> {
+pub(super) struct Input<'a> {
     pub(super) shape: &'a ConvShape,
     pub(super) segments: &'a [Segment<'a>],
     /// The rows that each segment holds.
     pub(super) windows: &'a [Window; MAX_SEGMENTS],
     pub(super) activation: Activation,
     pub(super) level: Level,
+}
+
+/// Rows of pixels.
+#[derive(Clone, Copy)]
+pub(super) struct Band<'a, C> {
+    pub(super) input: Input<'a>,
     pub(super) cells: C,
 }
 
@@ -98,9 +145,10 @@ impl<C: Cells> Band<'_, C> {
     /// Writes row `v` of the padded input, columns from `x * stride` on, to `dst`, which holds
     /// a whole number of pixels.
     pub(super) fn fill_row(&self, v: usize, x: usize, dst: &mut [C::Cell]) {
-        let [seen_h, seen_w] = self.shape.seen();
-        let [top, left, ..] = self.shape.pads;
-        let pitch = self.cells.pitch(self.shape.c);
+        let shape = self.input.shape;
+        let [seen_h, seen_w] = shape.seen();
+        let [top, left, ..] = shape.pads;
+        let pitch = self.cells.pitch(shape.c);
         let padding = self.cells.padding();
         let cols = dst.len() / pitch;
         if v < top || v - top >= seen_h {
@@ -108,13 +156,13 @@ impl<C: Cells> Band<'_, C> {
             return;
         }
         // Band column j is column `first + j` of the input as seen, where that exists.
-        let start = x * self.shape.stride[1];
+        let start = x * shape.stride[1];
         let from = left.saturating_sub(start).min(cols);
         let to = (seen_w + left).saturating_sub(start).min(cols).max(from);
         dst[..from * pitch].fill(padding);
         dst[to * pitch..].fill(padding);
         if from < to {
-            self.level.dispatch(FillRow {
+            self.input.level.dispatch(FillRow {
                 band: self,
                 y: v - top,
                 x: start + from - left,
@@ -137,10 +185,10 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let shape = self.band.shape;
+        let Input { shape, segments, windows, activation, .. } = self.band.input;
         let mut first = 0;
         let shrink = usize::from(shape.upsample);
-        for (segment, window) in self.band.segments.iter().zip(self.band.windows) {
+        for (segment, window) in segments.iter().zip(windows) {
             let row = Row {
                 y: window.row(self.y >> shrink),
                 x: self.x,
@@ -150,7 +198,7 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
                 norm: segment.norm,
                 cells: self.band.cells,
             };
-            match (segment.data, self.band.activation) {
+            match (segment.data, activation) {
                 (Source::F32(x), Activation::None) => row.fill::<S, f32, false>(s, x, self.dst),
                 (Source::F32(x), Activation::Silu) => row.fill::<S, f32, true>(s, x, self.dst),
                 (Source::F16(x), Activation::None) => row.fill::<S, f16, false>(s, x, self.dst),

@@ -3,11 +3,13 @@
 use super::StepError;
 use super::conv::STEP;
 use super::conv_shape::ConvShape;
+use super::conv_winograd::ROOM_PIXELS;
 use super::norm::SumsLayout;
 use crate::isa::Level;
 use crate::kernels::dot;
 use crate::registry::{self, DotKernel, MatmulKernel, WeightType};
 use crate::simd::LANES;
+use latile_runtime::graph::WINOGRAD_RANGES;
 
 /// How a convolution of one shape is computed on one instruction set.
 ///
@@ -92,7 +94,7 @@ pub(super) struct Blocking {
     pub(super) step: usize,
     /// Rows of the band, a ring.
     pub(super) ring: usize,
-    /// Columns of the band.
+    /// Columns of the band; see [`columns`].
     pub(super) band_cols: usize,
     /// Output channels of a task, a multiple of 16 but for the last; all where tasks have bands
     /// of their own.
@@ -126,14 +128,24 @@ const INT8_STEP_PIXELS: usize = 256;
 /// Tasks that an int8 layer should have, so that threads end together.
 const INT8_TASKS: usize = 24;
 
+/// Columns of a band that so many windows of a row need: a column is a pixel, or where there are points the four of
+/// a pair of outputs.
+pub(super) const fn columns(shape: &ConvShape, windows: usize) -> usize {
+    if shape.winograd {
+        windows.div_ceil(2)
+    } else {
+        (windows - 1) * shape.stride[1] + shape.reach()[1]
+    }
+}
+
 impl Blocking {
     fn new(shape: &ConvShape, family: Family) -> Self {
         let [oh, ow] = shape.windows();
         let [kh, kw] = shape.reach();
         let [sy, sx] = shape.stride;
         let padded_rows = (oh - 1) * sy + kh;
-        let padded_cols = (ow - 1) * sx + kw;
-        let pixel = 4 * family.units(shape.c);
+        let padded_cols = columns(shape, ow);
+        let pixel = 4 * family.units(shape.c) * shape.points();
         let bytes = padded_rows.saturating_mul(padded_cols).saturating_mul(pixel);
         let panels = shape.n.div_ceil(LANES);
         // Of two panels 256 KiB: the second-level cache holds them and a band.
@@ -154,6 +166,8 @@ impl Blocking {
         let row_limit = (BAND_LIMIT / (pixel * kh)).saturating_sub(kw) / sx;
         let limit = row_limit.clamp(16, COLS);
         let cols = ow.div_ceil(ow.div_ceil(limit));
+        // Pairs are a task's own.
+        let cols = if shape.winograd { cols.next_multiple_of(2).min(ow) } else { cols };
         if matches!(family, Family::Int8(_)) && bytes <= INT8_WHOLE_LIMIT {
             let rows = (INT8_STEP_PIXELS / cols).clamp(1, oh);
             let blocks = oh.div_ceil(rows) * ow.div_ceil(cols);
@@ -171,7 +185,7 @@ impl Blocking {
             };
         }
         let rows = oh.div_ceil(16).clamp(4, 16).min(oh);
-        let band_row = pixel * ((cols - 1) * sx + kw);
+        let band_row = pixel * columns(shape, cols);
         let mut step = (STEP_PIXELS / cols).clamp(1, rows);
         while step > 1 && ((step - 1) * sy + kh) * band_row > BAND_LIMIT {
             step -= 1;
@@ -182,7 +196,7 @@ impl Blocking {
             rows,
             step,
             ring: (step - 1) * sy + kh,
-            band_cols: (cols - 1) * sx + kw,
+            band_cols: columns(shape, cols),
             channels: shape.n,
             k_block,
         }
@@ -195,8 +209,12 @@ impl ConvPlan {
     ///
     /// # Errors
     /// [`StepError::Shape`] when the shape has a zero extent, a kernel larger than the padded
-    /// input, or does not fit the address space.
+    /// input, or does not fit the address space, or has points.
     pub fn new(shape: ConvShape, weights: WeightType, level: Level) -> Result<Self, StepError> {
+        if shape.winograd {
+            let reason = "Winograd's algorithm is for int8 layers".to_owned();
+            return Err(StepError::Shape { step: STEP, reason });
+        }
         Self::of(shape, Family::Float(registry::matmul(level, weights)), level)
     }
 
@@ -206,7 +224,7 @@ impl ConvPlan {
     /// As [`ConvPlan::new`], and when a sum of so many products may exceed 32 bits.
     pub fn int8(shape: ConvShape, level: Level) -> Result<Self, StepError> {
         shape.check()?;
-        let products = shape.kernel[0] * shape.kernel[1] * shape.c;
+        let products = shape.stored_kernel().iter().product::<usize>() * shape.c;
         if products > dot::MAX_PRODUCTS {
             let reason = format!(
                 "an int8 sum of {products} products; {} are the most that 32 bits hold",
@@ -281,35 +299,66 @@ impl ConvPlan {
         self.head_len() + bands * band + threads * own
     }
 
-    /// Units of a pixel.
+    /// Units of a column of the band, at each point.
     pub(super) const fn units(&self) -> usize {
         self.family.units(self.shape.c)
     }
 
-    /// Units of what an int8 layer computes once a run: the factor of each input channel, then the
+    /// Units of the columns of a row of the band at one point, and of the whole row.
+    pub(super) const fn band_row(&self) -> [usize; 2] {
+        let plane = self.blocking.band_cols * self.units();
+        [plane, plane * self.shape.points()]
+    }
+
+    /// Units that a window, or a pair of them at one point, reads of a row of the band; they follow one another.
+    pub(super) const fn run_len(&self) -> usize {
+        self.shape.stored_kernel()[1] * self.units()
+    }
+
+    /// The band's column where the window of column `x` begins; of points, `x` being even, where its pair is.
+    pub(super) const fn column(&self, x: usize) -> usize {
+        if self.shape.winograd { x / 2 } else { x * self.shape.stride[1] }
+    }
+
+    /// Ranges that its input is quantized by.
+    pub(super) const fn ranges(&self) -> usize {
+        if self.shape.winograd { WINOGRAD_RANGES } else { 1 }
+    }
+
+    /// Units of what an int8 layer computes once a run: the factor of each input channel in each range, then the
     /// correction and the worth of each filter's sum.
     pub(super) const fn head_len(&self) -> usize {
         match self.family {
             Family::Float(_) => 0,
-            Family::Int8(_) => round_up(self.shape.c) + 2 * round_up(self.shape.filters()),
+            Family::Int8(_) => {
+                self.ranges() * round_up(self.shape.c) + 2 * round_up(self.shape.filters())
+            }
         }
     }
 
     /// Units of a band.
     pub(super) const fn band_len(&self) -> usize {
-        let b = &self.blocking;
-        round_up(b.ring * b.band_cols * self.units())
+        round_up(self.blocking.ring * self.band_row()[1])
     }
 
-    /// Units that a worker has of its own beside a band: sums, then prepared weights.
+    /// Units that a worker has of its own beside a band: sums, then prepared weights, then pixels that points are
+    /// made from.
     pub(super) fn own_len(&self) -> usize {
-        self.tile_len() + self.prepared_len()
+        self.tile_len() + self.prepared_len() + self.room_len()
+    }
+
+    /// Units of the pixels that points are made from.
+    pub(super) const fn room_len(&self) -> usize {
+        if self.shape.winograd { round_up(ROOM_PIXELS * self.shape.c) } else { 0 }
     }
 
     /// Sums of one worker's tile.
     pub(super) fn tile_len(&self) -> usize {
         let b = &self.blocking;
-        let pixels = if self.depth() <= b.k_block {
+        let pixels = if self.shape.winograd {
+            // The sums of all points, and what is made of some of them.
+            4 * b.step * b.cols.div_ceil(2) + FINISH_PIXELS
+        } else if self.depth() <= b.k_block {
             FINISH_PIXELS - 1 + self.family.rows()
         } else {
             b.step * b.cols
@@ -318,7 +367,7 @@ impl ConvPlan {
     }
 
     /// Units of one worker's prepared weights.
-    fn prepared_len(&self) -> usize {
+    pub(super) fn prepared_len(&self) -> usize {
         if self.family.prepares() {
             self.depth().min(self.blocking.k_block) * LANES * self.family.panels()
         } else {
@@ -328,7 +377,7 @@ impl ConvPlan {
 
     /// Units of a sum.
     pub(super) const fn depth(&self) -> usize {
-        self.shape.kernel[0] * self.shape.kernel[1] * self.units()
+        self.shape.kernel[0] * self.run_len()
     }
 
     /// Tasks that one run is divided into.

@@ -28,6 +28,9 @@ pub struct ConvShape {
     /// Whether the output is twice as high and wide as there are windows: output `(2y + py, 2x + px)`, of phase
     /// `2 * py + px`, is that of the window at `(y + py, x + px)` by the filters of its phase. Strides are 1 then.
     pub phases: bool,
+    /// Whether the rows of a 3x3 kernel are applied by Winograd's F(2, 3), in int8; see
+    /// [`Quant::winograd`](latile_runtime::graph::Quant::winograd). Strides are 1 then.
+    pub winograd: bool,
 }
 
 impl ConvShape {
@@ -43,6 +46,7 @@ impl ConvShape {
             pads: [0; 4],
             upsample: false,
             phases: false,
+            winograd: false,
         }
     }
 
@@ -58,6 +62,7 @@ impl ConvShape {
             pads: [k / 2; 4],
             upsample: false,
             phases: false,
+            winograd: false,
         }
     }
 
@@ -124,15 +129,31 @@ impl ConvShape {
         if self.phases { 4 } else { 1 }
     }
 
-    /// Rows of the weight, and elements of a bias: one for each output channel; where there are phases, in each of
+    /// Points of the input that a pair of outputs is made from, where Winograd's algorithm makes pairs; else 1.
+    pub(super) const fn points(&self) -> usize {
+        if self.winograd { 4 } else { 1 }
+    }
+
+    /// Rows of the weight: one for each output channel; where there are phases or points, in each of
     /// them one for every channel of whole panels of sixteen.
     pub const fn filters(&self) -> usize {
-        if self.phases { 4 * self.n.next_multiple_of(16) } else { self.n }
+        if self.phases || self.winograd { 4 * self.n.next_multiple_of(16) } else { self.n }
+    }
+
+    /// Elements of a bias: one for each filter, but of a Winograd layer one for each output channel.
+    pub const fn biases(&self) -> usize {
+        if self.winograd { self.n } else { self.filters() }
+    }
+
+    /// Height and width of the kernel that a row of the weight is.
+    pub const fn stored_kernel(&self) -> [usize; 2] {
+        [self.kernel[0], if self.winograd { 1 } else { self.kernel[1] }]
     }
 
     /// Elements of the packed weight: `[ceil(filters / 16)][kh][kw][c][16]`.
     pub const fn packed_len(&self) -> usize {
-        self.filters().div_ceil(16) * self.kernel[0] * self.kernel[1] * self.c * 16
+        let [kh, kw] = self.stored_kernel();
+        self.filters().div_ceil(16) * kh * kw * self.c * 16
     }
 
     pub(super) fn check(&self) -> Result<(), StepError> {
@@ -163,6 +184,9 @@ impl ConvShape {
         }
         if self.phases && self.stride != [1, 1] {
             return refuse(format!("{self:?} has phases and a stride"));
+        }
+        if self.winograd && (self.stride != [1, 1] || self.kernel != [3, 3] || self.phases) {
+            return refuse(format!("{self:?} has points, but not a 3x3 kernel of stride 1"));
         }
         let ([h, w], reach) = (self.seen(), self.reach());
         if h + self.pads[0] + self.pads[2] < reach[0] || w + self.pads[1] + self.pads[3] < reach[1]

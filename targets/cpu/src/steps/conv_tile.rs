@@ -19,11 +19,14 @@ pub(super) struct TileJob<'a> {
     pub(super) epilogue: &'a Epilogue<'a>,
     /// The phase of the output, down and across; 0 where there is but one.
     pub(super) phase: [usize; 2],
-    /// The band's pixel of window column `x[0]` of that phase in slot 0.
+    /// The band's column of window column `x[0]` of that phase in slot 0.
     pub(super) band: *const u32,
-    /// From one pixel of the band to the next.
-    pub(super) pixel: usize,
-    /// From one slot of the band to the next.
+    /// From one column of the band to the next.
+    pub(super) column: usize,
+    /// What a window reads of a row of the band, at each point.
+    pub(super) run: usize,
+    /// From one point of a column to the next, and from one slot of the band to the next.
+    pub(super) band_plane: usize,
     pub(super) band_row: usize,
     /// Slots; row v of the padded input is in slot `v % ring`.
     pub(super) ring: usize,
@@ -32,13 +35,14 @@ pub(super) struct TileJob<'a> {
     pub(super) x: [usize; 2],
     /// Panels, from and to.
     pub(super) panels: [usize; 2],
-    /// The weights of the phase.
+    /// The weights of the phase, and bytes from those of one point to those of the next.
     pub(super) weights: *const u8,
+    pub(super) point_weights: usize,
     /// The longest stretch of K for one pass over the tiles.
     pub(super) k_block: usize,
     /// `[2][n]`, sums and squares of this job's block.
     pub(super) sums: Option<*mut f64>,
-    /// Sums: 16 for each pixel and panel of the kernel.
+    /// Sums: 16 for each pixel and panel of the kernel; see [`ConvPlan::tile_len`](super::conv_plan::ConvPlan).
     pub(super) acc: *mut u32,
     /// Where weights are widened first: the kernel that then takes their place.
     pub(super) widened: Option<&'static MatmulKernel>,
@@ -125,90 +129,105 @@ impl Kernel for TileJob<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let ConvShape { kernel: [kh, kw], stride: [sy, sx], .. } = *self.shape;
+        let ConvShape { kernel: [kh, _], stride: [sy, sx], .. } = *self.shape;
         let ow = self.shape.out()[1];
         let doubled = self.shape.doubled();
-        let run = kw * self.pixel;
-        let depth = kh * run;
-        let cols = self.x[1] - self.x[0];
-        // Even tiles: the first few are one pixel wider.
+        let points = self.shape.points();
+        let depth = kh * self.run;
+        // What a tile has several of: windows, or pairs of them.
+        let cols =
+            if points > 1 { (self.x[1] - self.x[0]).div_ceil(2) } else { self.x[1] - self.x[0] };
+        let rows = self.y[1] - self.y[0];
+        // Even tiles: the first few are one wider.
         let tiles = cols.div_ceil(self.family.rows());
         let (narrow, wider) = (cols / tiles, cols % tiles);
-        let whole = depth <= self.k_block;
+        // Whether a tile can be finished before the next one is summed.
+        let whole = points == 1 && depth <= self.k_block;
         let mut panel = self.panels[0];
         while panel < self.panels[1] {
             let panels = self.family.panels().min(self.panels[1] - panel);
-            let (mut ky, mut start) = (0, 0);
-            while ky < kh {
-                let stretch = Stretch::at(ky, start, kh, run, self.k_block);
-                let first = ky == 0 && start == 0;
-                let k = ky * run + start;
-                let last = k + stretch.rows * stretch.len == depth;
-                // SAFETY: panels and k lie within the checked weights.
-                let weights = unsafe {
-                    let row = self.family.weight_row();
-                    let b = self.weights.add((panel * depth + k) * row);
-                    // Widening is not worth it for a single tile.
-                    let single = tiles * (self.y[1] - self.y[0]) == 1;
-                    self.prepare(s, b, stretch, panels, depth, single)
-                };
-                let functions = Tiles::new(weights.family, panels, narrow);
-                for y in self.y[0]..self.y[1] {
-                    let mut runs = [0_isize; MAX_KERNEL_ROWS];
-                    for (i, offset) in runs[..stretch.rows].iter_mut().enumerate() {
-                        let slot = (y * sy + self.phase[0] + ky + i) % self.ring;
-                        *offset = (4 * (slot * self.band_row + stretch.start)) as isize;
-                    }
-                    let row_sums = if whole { 0 } else { (y - self.y[0]) * cols };
-                    let mut units = Units {
-                        a: self.band,
-                        a_stride: 4 * sx * self.pixel,
-                        runs: runs.as_ptr(),
-                        n_runs: stretch.rows,
-                        run_len: stretch.len,
-                        b: weights.b,
-                        panel_stride: weights.panel_stride,
-                        // SAFETY: the sums of this row's first pixel.
-                        c: unsafe { self.acc.add(row_sums * LANES * panels) },
-                        c_stride: 4 * LANES * panels,
-                        accumulate: usize::from(!first),
+            for point in 0..points {
+                let (mut ky, mut start) = (0, 0);
+                while ky < kh {
+                    let stretch = Stretch::at(ky, start, kh, self.run, self.k_block);
+                    let first = ky == 0 && start == 0;
+                    let k = ky * self.run + start;
+                    let last = points == 1 && k + stretch.rows * stretch.len == depth;
+                    // SAFETY: points, panels and k lie within the checked weights.
+                    let weights = unsafe {
+                        let row = self.family.weight_row();
+                        let b = self.weights.add(point * self.point_weights);
+                        let b = b.add((panel * depth + k) * row);
+                        // Widening is not worth it for a single tile.
+                        let single = tiles * rows == 1;
+                        self.prepare(s, b, stretch, panels, depth, single)
                     };
-                    let place =
-                        [(y << doubled) + self.phase[0], (self.x[0] << doubled) + self.phase[1]];
-                    let mut patch = self.epilogue.patch(place, ow, 1 << doubled, panel, panels);
-                    let mut patch_sums = units.c;
-                    for t in 0..tiles {
-                        let width = narrow + usize::from(t < wider);
-                        if last {
-                            let mut next = patch;
-                            next.advance();
-                            self.epilogue.announce(s, &Patch { pixels: width, ..next });
+                    let functions = Tiles::new(weights.family, panels, narrow);
+                    for y in self.y[0]..self.y[1] {
+                        let mut runs = [0_isize; MAX_KERNEL_ROWS];
+                        for (i, offset) in runs[..stretch.rows].iter_mut().enumerate() {
+                            let slot = (y * sy + self.phase[0] + ky + i) % self.ring;
+                            *offset = (4 * (slot * self.band_row + stretch.start)) as isize;
                         }
-                        // SAFETY: conv2d laid out the band, the weights and the sums for all
-                        // rows, columns and panels of the job, and checked their lengths; the
-                        // kernel's instruction set is that of the plan's level.
-                        unsafe {
-                            functions.multiply(t < wider, &units);
-                            // Past the last tile there may be nothing.
-                            units.a = units.a.wrapping_add(width * sx * self.pixel);
-                            units.c = units.c.wrapping_add(width * LANES * panels);
-                            patch.pixels += width;
-                            if last && (patch.pixels >= FINISH_PIXELS || t + 1 == tiles) {
-                                self.epilogue.finish(s, &patch, patch_sums, self.sums);
-                                patch.advance();
-                                if whole {
-                                    units.c = patch_sums;
+                        let row_sums =
+                            if whole { 0 } else { (point * rows + y - self.y[0]) * cols };
+                        let mut units = Units {
+                            // SAFETY: a row of the band has all points.
+                            a: unsafe { self.band.add(point * self.band_plane) },
+                            a_stride: 4 * sx * self.column,
+                            runs: runs.as_ptr(),
+                            n_runs: stretch.rows,
+                            run_len: stretch.len,
+                            b: weights.b,
+                            panel_stride: weights.panel_stride,
+                            // SAFETY: the sums of this row's first column.
+                            c: unsafe { self.acc.add(row_sums * LANES * panels) },
+                            c_stride: 4 * LANES * panels,
+                            accumulate: usize::from(!first),
+                        };
+                        let place = [
+                            (y << doubled) + self.phase[0],
+                            (self.x[0] << doubled) + self.phase[1],
+                        ];
+                        let mut patch = self.epilogue.patch(place, ow, 1 << doubled, panel, panels);
+                        let mut patch_sums = units.c;
+                        for t in 0..tiles {
+                            let width = narrow + usize::from(t < wider);
+                            if last {
+                                let mut next = patch;
+                                next.advance();
+                                self.epilogue.announce(s, &Patch { pixels: width, ..next });
+                            }
+                            // SAFETY: conv2d laid out the band, the weights and the sums for all
+                            // rows, columns, points and panels of the job, and checked their lengths; the
+                            // kernel's instruction set is that of the plan's level.
+                            unsafe {
+                                functions.multiply(t < wider, &units);
+                                // Past the last tile there may be nothing.
+                                units.a = units.a.wrapping_add(width * sx * self.column);
+                                units.c = units.c.wrapping_add(width * LANES * panels);
+                                patch.pixels += width;
+                                if last && (patch.pixels >= FINISH_PIXELS || t + 1 == tiles) {
+                                    self.epilogue.finish(s, &patch, patch_sums, self.sums);
+                                    patch.advance();
+                                    if whole {
+                                        units.c = patch_sums;
+                                    }
+                                    patch_sums = units.c;
                                 }
-                                patch_sums = units.c;
                             }
                         }
                     }
+                    start += stretch.len;
+                    if start == self.run || stretch.rows > 1 {
+                        ky += stretch.rows;
+                        start = 0;
+                    }
                 }
-                start += stretch.len;
-                if start == run || stretch.rows > 1 {
-                    ky += stretch.rows;
-                    start = 0;
-                }
+            }
+            if points > 1 {
+                // SAFETY: the sums have just been made; for the rest as above.
+                unsafe { self.join(s, panel, panels) };
             }
             panel += panels;
         }

@@ -14,6 +14,7 @@ mod conv_plan;
 mod conv_rows;
 mod conv_shape;
 mod conv_tile;
+mod conv_winograd;
 mod element;
 pub mod elementwise;
 pub mod norm;

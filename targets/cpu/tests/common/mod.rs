@@ -7,7 +7,7 @@ use latile_runtime::format::{
 };
 use latile_runtime::graph::{
     Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId,
-    WeightSpec, up_filters,
+    WeightSpec, up_filters, winograd_filters,
 };
 use latile_runtime::tensor::DType;
 use std::io::{Cursor, Write};
@@ -180,6 +180,19 @@ impl Net {
         (weight, Quant { ranges, weight_scale, weight_sum, input_scale, winograd: false })
     }
 
+    /// The weight of an int8 3x3 convolution by Winograd's algorithm.
+    fn winograd(&mut self, n: u32, c: u32) -> (WeightId, Option<Quant>) {
+        let scaled = self.int8.is_some_and(|scaled| scaled);
+        let (weight, mut quant) = self.quantized(&[winograd_filters(n), c, 3, 1], scaled);
+        let ranges = quant.ranges.iter().flat_map(|&r| {
+            let wide = QuantRange { scale: 2.0 * r.scale, zero_point: r.zero_point };
+            [QuantRange { zero_point: 128, ..wide }, wide, QuantRange { zero_point: 127, ..r }]
+        });
+        quant.ranges = ranges.collect();
+        quant.winograd = true;
+        (weight, Some(quant))
+    }
+
     /// The weight of a layer that reads `x`, int8 where that is asked for and possible.
     fn matrix(&mut self, x: ValueId, shape: &[u32]) -> (WeightId, Option<Quant>) {
         match (self.int8, self.graph.kind(x)) {
@@ -210,7 +223,11 @@ impl Net {
     /// A square window.
     pub(crate) fn conv(&mut self, x: ValueId, n: u32, k: u32, stride: u32, pad: Pad) -> ValueId {
         let c = self.channels(x);
-        let (weight, quant) = self.matrix(x, &[n, c, k, k]);
+        let (weight, quant) = if self.int8.is_some() && (k, stride) == (3, 1) && n % 3 != 0 {
+            self.winograd(n, c)
+        } else {
+            self.matrix(x, &[n, c, k, k])
+        };
         let bias = Some(self.plain(n, 0.0, 0.3));
         let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad, quant };
         self.node(op, &[x], ValueKind::Map(n))

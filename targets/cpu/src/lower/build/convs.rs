@@ -57,8 +57,9 @@ impl<'m> Builder<'m, '_> {
             Op::UpConv2x { .. } => ConvShape::doubling(h, w, c, n),
             _ => ConvShape::same(h, w, c, n, 1),
         };
-        let shape = ConvShape { upsample: chain.upsample, ..shape };
         let (weight, _, quant) = matrix(op);
+        let winograd = quant.is_some_and(|q| q.winograd);
+        let shape = ConvShape { upsample: chain.upsample, winograd, ..shape };
         let plan = match (quant, self.graph.weight(weight).dtype) {
             (Some(_), _) => ConvPlan::int8(shape, self.level),
             (None, DType::F32) => ConvPlan::new(shape, WeightType::F32, self.level),

@@ -1,0 +1,210 @@
+//! Winograd's F(2, 3) along rows (Lavin & Gray 2016, section 4.1): what an int8 convolution does differently where two
+//! neighbouring outputs come from four products in place of six.
+//!
+//! Lives here: the four points of each pair, made of the band's pixels and quantized, and the pair, joined from the sums
+//! at its points. Between the two the points of all pairs are multiplied as pixels are, by the kernels that multiply
+//! pixels; no multiplication is here. The formulas are [`Quant::winograd`](latile_runtime::graph::Quant::winograd)'s.
+
+use latile_runtime::graph::WINOGRAD_RANGES;
+
+use super::conv_band::{Band, Floats, Input, Prologue};
+use super::conv_epilogue::{Dequantize, Epilogue};
+use super::conv_plan::{FINISH_PIXELS, round_up};
+use super::conv_tile::TileJob;
+use crate::kernels::dot::GROUP;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Points of a pair.
+pub(super) const POINTS: usize = 4;
+/// The range of each point.
+pub(super) const RANGE_OF: [usize; POINTS] = [0, 1, 2, 0];
+/// Pairs whose points are made at once: few enough that their pixels stay in the first-level cache.
+const PAIRS: usize = 16;
+/// Pixels that so many pairs see.
+pub(super) const ROOM_PIXELS: usize = 2 * PAIRS + 2;
+
+/// A band of bytes, rows `[point][pair][channels]`: sums and differences of pixels, times `factor[range][channel]`,
+/// rounded, plus `zero[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zero`s.
+#[derive(Clone, Copy)]
+pub(super) struct Points<'a, const SIGNED: bool> {
+    /// `[range][round_up(c)]`.
+    pub(super) factor: &'a [f32],
+    /// What 0 becomes: 0..=255, or -128..=127.
+    pub(super) zero: [i32; WINOGRAD_RANGES],
+}
+
+impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
+    type Cell = u8;
+
+    fn pitch(self, c: usize) -> usize {
+        c.next_multiple_of(GROUP)
+    }
+
+    fn fill(
+        self,
+        input: Input<'_>,
+        [v, x]: [usize; 2],
+        columns: usize,
+        slot: &mut [u8],
+        room: &mut [f32],
+    ) {
+        let c = input.shape.c;
+        let band = Band { input, cells: Floats };
+        let plane = slot.len() / POINTS;
+        for first in (0..columns).step_by(PAIRS) {
+            let pairs = PAIRS.min(columns - first);
+            let row = &mut room[..(2 * pairs + 2) * c];
+            band.fill_row(v, x + 2 * first, row);
+            let to = &mut slot[first * self.pitch(c)..];
+            input.level.dispatch(Transform { points: self, c, pairs, row, to, plane });
+        }
+    }
+}
+
+/// Makes the points of some pairs from the pixels that they see.
+struct Transform<'a, const SIGNED: bool> {
+    points: Points<'a, SIGNED>,
+    c: usize,
+    pairs: usize,
+    /// `[2 * pairs + 2][c]`
+    row: &'a [f32],
+    /// `[pairs][c in whole groups]` of the first point, and from there on.
+    to: &'a mut [u8],
+    /// From one point's to the next's.
+    plane: usize,
+}
+
+impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let c = self.c;
+        let pitch = self.points.pitch(c);
+        let whole = c / LANES * LANES;
+        let range = round_up(c);
+        let zero = self.points.zero;
+        let zeros = [s.splat_i(zero[0]), s.splat_i(zero[1]), s.splat_i(zero[2])];
+        let pixels = self.row.windows(4 * c).step_by(2 * c);
+        // What the last pair writes last, and what is read of the factors.
+        assert!((POINTS - 1) * self.plane + (self.pairs - 1) * pitch + c <= self.to.len());
+        assert!(WINOGRAD_RANGES * range <= self.points.factor.len());
+        for (pair, seen) in pixels.take(self.pairs).enumerate() {
+            let first = pair * pitch;
+            for channel in (0..whole).step_by(LANES) {
+                // SAFETY: sixteen channels, channel + 16 <= c, of each of the four pixels that are seen, of the three
+                // ranges, and of the pair at each point: as asserted.
+                unsafe {
+                    let factor = self.points.factor.as_ptr().add(channel);
+                    let pixel = seen.as_ptr().add(channel);
+                    let [a, b] = [s.load(pixel), s.load(pixel.add(c))];
+                    let [d, e] = [s.load(pixel.add(2 * c)), s.load(pixel.add(3 * c))];
+                    let apart = s.load(factor);
+                    let sum = s.load(factor.add(range));
+                    let near = s.load(factor.add(2 * range));
+                    let to = self.to.as_mut_ptr().add(first + channel);
+                    let plane = self.plane;
+                    s.quantize::<SIGNED>(s.mul(s.sub(a, d), apart), zeros[0], to);
+                    s.quantize::<SIGNED>(s.mul(s.add(b, d), sum), zeros[1], to.add(plane));
+                    s.quantize::<SIGNED>(s.mul(s.sub(d, b), near), zeros[2], to.add(2 * plane));
+                    s.quantize::<SIGNED>(s.mul(s.sub(b, e), apart), zeros[0], to.add(3 * plane));
+                }
+            }
+            if whole < c {
+                let pixel = |i: usize| s.load_slice(&seen[i * c + whole..(i + 1) * c]);
+                let [a, b, d, e] = [pixel(0), pixel(1), pixel(2), pixel(3)];
+                let values = [s.sub(a, d), s.add(b, d), s.sub(d, b), s.sub(b, e)];
+                for (k, v) in values.into_iter().enumerate() {
+                    let factor = &self.points.factor[RANGE_OF[k] * range + whole..];
+                    let to = &mut self.to[k * self.plane + first + whole..][..c - whole];
+                    let v = s.mul(v, s.load_slice(factor));
+                    s.quantize_slice::<SIGNED>(v, zero[RANGE_OF[k]], to);
+                }
+            }
+        }
+    }
+}
+
+impl TileJob<'_> {
+    /// Finishes the windows of some panels, whose sums at the points lie at `acc`, `[point][y][pair][panels][16]`, with
+    /// room for [`FINISH_PIXELS`] behind them.
+    ///
+    /// # Safety
+    /// The sums and the room must be there; the job's windows must lie in the output and be the caller's alone.
+    #[inline(always)]
+    pub(super) unsafe fn join<S: Simd>(&self, s: S, panel: usize, panels: usize) {
+        let Some(dequantize) = self.epilogue.dequantize else { return };
+        let epilogue = Epilogue { dequantize: None, ..*self.epilogue };
+        let [windows, pairs] = [self.x[1] - self.x[0], (self.x[1] - self.x[0]).div_ceil(2)];
+        let width = self.shape.out()[1];
+        let pair_len = panels * LANES;
+        let point_len = (self.y[1] - self.y[0]) * pairs * pair_len;
+        // SAFETY: behind the sums.
+        let room = unsafe { self.acc.add(POINTS * point_len) };
+        for y in self.y[0]..self.y[1] {
+            let mut patch = epilogue.patch([y, self.x[0]], width, 1, panel, panels);
+            let mut pair = 0;
+            while pair < pairs {
+                let some = (FINISH_PIXELS / 2).min(pairs - pair);
+                patch.pixels = (2 * some).min(windows - 2 * pair);
+                epilogue.announce(s, &patch);
+                for q in 0..panels {
+                    let lanes = Lanes::new(s, dequantize, self.shape.filters() / POINTS, panel + q);
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let at = ((y - self.y[0]) * pairs + pair) * pair_len + q * LANES;
+                        let mut from = self.acc.add(at).cast_const();
+                        let mut to = room.add(q * LANES);
+                        for _ in 0..some {
+                            let [first, second] = lanes.join(s, from, point_len);
+                            s.store(first, to.cast());
+                            s.store(second, to.add(pair_len).cast());
+                            from = from.add(pair_len);
+                            to = to.add(2 * pair_len);
+                        }
+                    }
+                }
+                // SAFETY: the caller's; the room has the patch.
+                unsafe { epilogue.finish(s, &patch, room, self.sums) };
+                patch.advance();
+                pair += some;
+            }
+        }
+    }
+}
+
+/// What the sums of one panel are worth at each point.
+struct Lanes<S: Simd> {
+    correction: [S::I; POINTS],
+    worth: [S::F; POINTS],
+}
+
+impl<S: Simd> Lanes<S> {
+    #[inline(always)]
+    fn new(s: S, of: Dequantize<'_>, filters: usize, panel: usize) -> Self {
+        let mut lanes = Self { correction: [s.splat_i(0); POINTS], worth: [s.splat(0.0); POINTS] };
+        let mut first = panel * LANES;
+        for k in 0..POINTS {
+            lanes.worth[k] = s.load_slice(&of.worth[first..first + LANES]);
+            // SAFETY: sixteen elements.
+            lanes.correction[k] = unsafe { s.load_i(of.correction[first..first + LANES].as_ptr()) };
+            first += filters;
+        }
+        lanes
+    }
+
+    /// The two outputs of a pair.
+    ///
+    /// # Safety
+    /// Sixteen sums of each point from `from` on, `step` from one point's to the next's.
+    #[inline(always)]
+    unsafe fn join(&self, s: S, from: *const u32, step: usize) -> [S::F; 2] {
+        let mut m = self.worth;
+        for (k, m) in m.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            let sum = unsafe { s.load_i(from.add(k * step).cast()) };
+            *m = s.mul(s.float_of(s.sub_i(sum, self.correction[k])), *m);
+        }
+        [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
+    }
+}
