@@ -286,35 +286,40 @@ impl Run<'_> {
             level: plan.level,
         };
         let units = plan.units();
-        let [band_plane, band_row] = plan.band_row();
+        let [band_row, band_plane] = plan.band_row();
         let band_len = plan.band_len();
         let own_len = plan.own_len();
         let bands = if b.whole { 1 } else { self.pool.threads() };
         // SAFETY: within the checked scratch; each worker has its own part.
         let own_of =
             |worker: usize| unsafe { self.scratch.get().add(bands * band_len + worker * own_len) };
-        // The first `columns` of a slot of a band.
-        let fill = |base: SharedMut<f32>, v: usize, x: usize, columns: usize, worker: usize| {
-            let cells = b.band_cols * prologue.pitch(shape.c) * shape.points();
+        // The first `columns` of a slot of a band, at all points.
+        let fill = |band: SharedMut<f32>, slot: usize, at: [usize; 2], columns: usize, worker| {
+            let cells = columns * prologue.pitch(shape.c);
             // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now, and room that
             // is this worker's.
-            let (slot, room) = unsafe {
-                let slot = base.get().add(v % b.ring * band_row);
+            let (mut slots, room) = unsafe {
+                let slot = |point: usize| {
+                    let start =
+                        band.get().add(point % shape.points() * band_plane + slot * band_row);
+                    let cells = if point < shape.points() { cells } else { 0 };
+                    std::slice::from_raw_parts_mut(start.cast::<P::Cell>(), cells)
+                };
                 let room = own_of(worker).add(own_len - plan.room_len());
                 (
-                    std::slice::from_raw_parts_mut(slot.cast::<P::Cell>(), cells),
+                    std::array::from_fn::<_, POINTS, _>(slot),
                     std::slice::from_raw_parts_mut(room, plan.room_len()),
                 )
             };
-            prologue.fill(input, [v, x], columns, slot, room);
+            prologue.fill(input, at, &mut slots, room);
         };
-        let shared_band = b.whole && self.direct.is_none();
-        if shared_band {
-            // Each task writes a row of its own: there are no more of them than the ring has.
-            let first = from * sy;
+        // The padded input's row in slot 0 of a shared band.
+        let first = if b.whole { from * sy } else { 0 };
+        if b.whole && self.direct.is_none() {
+            // Each task writes a row of its own: there are no more of them than the band has.
             let needed = (to - 1) * sy + kh - first;
             self.pool.run(needed, &|i, worker| {
-                fill(self.scratch, first + i, 0, b.band_cols, worker);
+                fill(self.scratch, i, [first + i, 0], b.band_cols, worker);
             })?;
         }
         let panels = shape.n.div_ceil(16);
@@ -352,6 +357,7 @@ impl Run<'_> {
                     None => (own.get().cast_const(), band_row, b.ring),
                 }
             };
+            let mut base = if self.direct.is_some() { 0 } else { first };
             let mut filled = 0;
             let mut row = y[0];
             while row < y[1] {
@@ -359,9 +365,16 @@ impl Run<'_> {
                 if self.direct.is_none() && !b.whole {
                     // Columns that this task's windows need; the last task of a row may need fewer.
                     let used = columns(shape, x[1] - x[0]);
+                    if shape.winograd {
+                        if filled > row {
+                            // SAFETY: this worker's band; the rows that are kept were filled a step ago.
+                            unsafe { keep(plan, own.get(), row - base, filled - row) };
+                        }
+                        base = row;
+                    }
                     filled = filled.max(row * sy);
                     while filled < (end - 1) * sy + kh {
-                        fill(own, filled, x[0], used, worker);
+                        fill(own, (filled - base) % b.ring, [filled, x[0]], used, worker);
                         filled += 1;
                     }
                 }
@@ -381,8 +394,9 @@ impl Run<'_> {
                         band: band.cast(),
                         column: units,
                         run: plan.run_len(),
-                        band_plane,
                         band_row: source_row,
+                        band_plane,
+                        base,
                         ring,
                         y: [row, end],
                         x,
@@ -414,6 +428,21 @@ impl Run<'_> {
                 block
             }
         })
+    }
+}
+
+/// Moves `rows` rows of a band from slot `from` on to its beginning, at all points.
+///
+/// # Safety
+/// `band` is one of the plan's, with so many rows from that slot on.
+unsafe fn keep(plan: &ConvPlan, band: *mut f32, from: usize, rows: usize) {
+    let [row, plane] = plan.band_row();
+    for point in 0..plan.shape.points() {
+        // SAFETY: the caller's.
+        unsafe {
+            let start = band.add(point * plane);
+            std::ptr::copy(start.add(from * row).cast_const(), start, rows * row);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use half::f16;
 use super::Source;
 use super::conv::{Activation, ConvShape, MAX_SEGMENTS, Segment};
 use super::conv_rows::Window;
+use super::conv_winograd::POINTS;
 use super::element::Element;
 use crate::isa::Level;
 use crate::kernels::dot::GROUP;
@@ -90,14 +91,14 @@ pub(super) trait Prologue: Copy + Sync {
     /// Cells from one column of the band to the next, at each point, for `c` channels.
     fn pitch(self, c: usize) -> usize;
 
-    /// Writes to `slot`, a whole row of the band, the first `columns` of it: those of `at = [v, x]`, row `v` of the padded
-    /// input, from what window column `x` sees on. `room` is the caller's, as much as the plan says, for whatever it is needed for.
+    /// Writes columns of a row of the band, to `slots`, one for each point: those of `at = [v, x]`, row `v` of the padded
+    /// input, from what window column `x` sees on. `room` is the caller's, as much as the plan says, for whatever it
+    /// is needed for.
     fn fill(
         self,
         input: Input<'_>,
         at: [usize; 2],
-        columns: usize,
-        slot: &mut [Self::Cell],
+        slots: &mut [&mut [Self::Cell]; POINTS],
         room: &mut [f32],
     );
 }
@@ -114,12 +115,10 @@ impl<C: Cells> Prologue for C {
         self,
         input: Input<'_>,
         [v, x]: [usize; 2],
-        columns: usize,
-        slot: &mut [C::Cell],
+        slots: &mut [&mut [C::Cell]; POINTS],
         _: &mut [f32],
     ) {
-        let cells = columns * Cells::pitch(self, input.shape.c);
-        Band { input, cells: self }.fill_row(v, x, &mut slot[..cells]);
+        Band { input, cells: self }.fill_row(v, x, slots[0]);
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) struct Blocking {
     pub(super) rows: usize,
     /// Rows of windows computed at once; divides the task's rows but for the last.
     pub(super) step: usize,
-    /// Rows of the band, a ring.
+    /// Rows of the band: a ring, but where there are points not.
     pub(super) ring: usize,
     /// Columns of the band; see [`columns`].
     pub(super) band_cols: usize,
@@ -186,7 +186,8 @@ impl Blocking {
         }
         let rows = oh.div_ceil(16).clamp(4, 16).min(oh);
         let band_row = pixel * columns(shape, cols);
-        let mut step = (STEP_PIXELS / cols).clamp(1, rows);
+        let pixels = if shape.winograd { INT8_STEP_PIXELS } else { STEP_PIXELS };
+        let mut step = (pixels / cols).clamp(1, rows);
         while step > 1 && ((step - 1) * sy + kh) * band_row > BAND_LIMIT {
             step -= 1;
         }
@@ -304,10 +305,10 @@ impl ConvPlan {
         self.family.units(self.shape.c)
     }
 
-    /// Units of the columns of a row of the band at one point, and of the whole row.
+    /// Units of a row of the band, and of all its rows at one point.
     pub(super) const fn band_row(&self) -> [usize; 2] {
-        let plane = self.blocking.band_cols * self.units();
-        [plane, plane * self.shape.points()]
+        let row = self.blocking.band_cols * self.units();
+        [row, self.blocking.ring * row]
     }
 
     /// Units that a window, or a pair of them at one point, reads of a row of the band; they follow one another.
@@ -338,7 +339,7 @@ impl ConvPlan {
 
     /// Units of a band.
     pub(super) const fn band_len(&self) -> usize {
-        round_up(self.blocking.ring * self.band_row()[1])
+        round_up(self.shape.points() * self.band_row()[1])
     }
 
     /// Units that a worker has of its own beside a band: sums, then prepared weights, then pixels that points are

@@ -25,10 +25,12 @@ pub(super) struct TileJob<'a> {
     pub(super) column: usize,
     /// What a window reads of a row of the band, at each point.
     pub(super) run: usize,
-    /// From one point of a column to the next, and from one slot of the band to the next.
-    pub(super) band_plane: usize,
+    /// From one slot of the band to the next, and from one point of a column to the next.
     pub(super) band_row: usize,
-    /// Slots; row v of the padded input is in slot `v % ring`.
+    pub(super) band_plane: usize,
+    /// Slots; row v of the padded input is in slot `(v - base) % ring`. Where there are points, none before its
+    /// predecessor.
+    pub(super) base: usize,
     pub(super) ring: usize,
     /// Rows and columns of windows, from and to.
     pub(super) y: [usize; 2],
@@ -138,6 +140,12 @@ impl Kernel for TileJob<'_> {
         let cols =
             if points > 1 { (self.x[1] - self.x[0]).div_ceil(2) } else { self.x[1] - self.x[0] };
         let rows = self.y[1] - self.y[0];
+        let (lines, cols) = if points > 1 && self.band_row == cols * self.column {
+            // Of points nothing lies between a row and the next: they are one.
+            (1, rows * cols)
+        } else {
+            (rows, cols)
+        };
         // Even tiles: the first few are one wider.
         let tiles = cols.div_ceil(self.family.rows());
         let (narrow, wider) = (cols / tiles, cols % tiles);
@@ -159,18 +167,18 @@ impl Kernel for TileJob<'_> {
                         let b = self.weights.add(point * self.point_weights);
                         let b = b.add((panel * depth + k) * row);
                         // Widening is not worth it for a single tile.
-                        let single = tiles * rows == 1;
+                        let single = tiles * lines == 1;
                         self.prepare(s, b, stretch, panels, depth, single)
                     };
                     let functions = Tiles::new(weights.family, panels, narrow);
-                    for y in self.y[0]..self.y[1] {
+                    for line in 0..lines {
+                        let y = self.y[0] + line;
                         let mut runs = [0_isize; MAX_KERNEL_ROWS];
                         for (i, offset) in runs[..stretch.rows].iter_mut().enumerate() {
-                            let slot = (y * sy + self.phase[0] + ky + i) % self.ring;
+                            let slot = (y * sy + self.phase[0] + ky + i - self.base) % self.ring;
                             *offset = (4 * (slot * self.band_row + stretch.start)) as isize;
                         }
-                        let row_sums =
-                            if whole { 0 } else { (point * rows + y - self.y[0]) * cols };
+                        let row_sums = if whole { 0 } else { (point * lines + line) * cols };
                         let mut units = Units {
                             // SAFETY: a row of the band has all points.
                             a: unsafe { self.band.add(point * self.band_plane) },

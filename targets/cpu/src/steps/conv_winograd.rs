@@ -23,7 +23,7 @@ const PAIRS: usize = 16;
 /// Pixels that so many pairs see.
 pub(super) const ROOM_PIXELS: usize = 2 * PAIRS + 2;
 
-/// A band of bytes, rows `[point][pair][channels]`: sums and differences of pixels, times `factor[range][channel]`,
+/// A band of bytes, `[point][row][pair][channels]`: sums and differences of pixels, times `factor[range][channel]`,
 /// rounded, plus `zero[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zero`s.
 #[derive(Clone, Copy)]
 pub(super) struct Points<'a, const SIGNED: bool> {
@@ -44,19 +44,19 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
         self,
         input: Input<'_>,
         [v, x]: [usize; 2],
-        columns: usize,
-        slot: &mut [u8],
+        slots: &mut [&mut [u8]; POINTS],
         room: &mut [f32],
     ) {
         let c = input.shape.c;
+        let pitch = self.pitch(c);
         let band = Band { input, cells: Floats };
-        let plane = slot.len() / POINTS;
+        let columns = slots[0].len() / pitch;
         for first in (0..columns).step_by(PAIRS) {
             let pairs = PAIRS.min(columns - first);
             let row = &mut room[..(2 * pairs + 2) * c];
             band.fill_row(v, x + 2 * first, row);
-            let to = &mut slot[first * self.pitch(c)..];
-            input.level.dispatch(Transform { points: self, c, pairs, row, to, plane });
+            let to = slots.each_mut().map(|slot| &mut slot[first * pitch..][..pairs * pitch]);
+            input.level.dispatch(Transform { points: self, c, row, to });
         }
     }
 }
@@ -65,31 +65,28 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
 struct Transform<'a, const SIGNED: bool> {
     points: Points<'a, SIGNED>,
     c: usize,
-    pairs: usize,
     /// `[2 * pairs + 2][c]`
     row: &'a [f32],
-    /// `[pairs][c in whole groups]` of the first point, and from there on.
-    to: &'a mut [u8],
-    /// From one point's to the next's.
-    plane: usize,
+    /// At each point `[pairs][c in whole groups]`.
+    to: [&'a mut [u8]; POINTS],
 }
 
 impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let c = self.c;
         let pitch = self.points.pitch(c);
         let whole = c / LANES * LANES;
         let range = round_up(c);
         let zero = self.points.zero;
         let zeros = [s.splat_i(zero[0]), s.splat_i(zero[1]), s.splat_i(zero[2])];
-        let pixels = self.row.windows(4 * c).step_by(2 * c);
-        // What the last pair writes last, and what is read of the factors.
-        assert!((POINTS - 1) * self.plane + (self.pairs - 1) * pitch + c <= self.to.len());
+        let pairs = (self.row.len() / c - 2) / 2;
+        // What the last pair writes, and what is read of the factors.
+        assert!(self.to.iter().all(|to| to.len() >= pairs * pitch));
         assert!(WINOGRAD_RANGES * range <= self.points.factor.len());
-        for (pair, seen) in pixels.take(self.pairs).enumerate() {
+        for (pair, seen) in self.row.windows(4 * c).step_by(2 * c).enumerate() {
             let first = pair * pitch;
             for channel in (0..whole).step_by(LANES) {
                 // SAFETY: sixteen channels, channel + 16 <= c, of each of the four pixels that are seen, of the three
@@ -102,12 +99,12 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
                     let apart = s.load(factor);
                     let sum = s.load(factor.add(range));
                     let near = s.load(factor.add(2 * range));
-                    let to = self.to.as_mut_ptr().add(first + channel);
-                    let plane = self.plane;
-                    s.quantize::<SIGNED>(s.mul(s.sub(a, d), apart), zeros[0], to);
-                    s.quantize::<SIGNED>(s.mul(s.add(b, d), sum), zeros[1], to.add(plane));
-                    s.quantize::<SIGNED>(s.mul(s.sub(d, b), near), zeros[2], to.add(2 * plane));
-                    s.quantize::<SIGNED>(s.mul(s.sub(b, e), apart), zeros[0], to.add(3 * plane));
+                    let at = first + channel;
+                    let [p, q, r, t] = self.to.each_mut().map(|to| to.as_mut_ptr());
+                    s.quantize::<SIGNED>(s.mul(s.sub(a, d), apart), zeros[0], p.add(at));
+                    s.quantize::<SIGNED>(s.mul(s.add(b, d), sum), zeros[1], q.add(at));
+                    s.quantize::<SIGNED>(s.mul(s.sub(d, b), near), zeros[2], r.add(at));
+                    s.quantize::<SIGNED>(s.mul(s.sub(b, e), apart), zeros[0], t.add(at));
                 }
             }
             if whole < c {
@@ -116,7 +113,7 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
                 let values = [s.sub(a, d), s.add(b, d), s.sub(d, b), s.sub(b, e)];
                 for (k, v) in values.into_iter().enumerate() {
                     let factor = &self.points.factor[RANGE_OF[k] * range + whole..];
-                    let to = &mut self.to[k * self.plane + first + whole..][..c - whole];
+                    let to = &mut self.to[k][first + whole..][..c - whole];
                     let v = s.mul(v, s.load_slice(factor));
                     s.quantize_slice::<SIGNED>(v, zero[RANGE_OF[k]], to);
                 }
