@@ -1,4 +1,6 @@
 //! Calibration as a whole, on super-resolution networks small enough to be written down.
+//!
+//! Size: the networks that are written down here serve the runs and the tables that are tampered with alike.
 #![allow(clippy::unwrap_used)]
 
 use latile_calibration::{
