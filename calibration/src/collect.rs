@@ -6,13 +6,16 @@
 use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
+use crate::observe::pairs::{Extremes, KINDS, Pairs, Rows};
 use crate::observe::{Moments, Spread};
-use crate::table::{ComponentTable, GroupTable, LayerTable, Range, int8_layers};
+use crate::table::{
+    ComponentTable, GroupTable, LayerTable, Range, Ranges, WinogradRanges, int8_layers,
+};
 use crate::watch::{Place, Watch};
 use latile_cpu::session::CpuSession;
 use latile_runtime::backend::RunError;
 use latile_runtime::format::{ComponentSpec, Model, Role};
-use latile_runtime::graph::WeightId;
+use latile_runtime::graph::{Graph, Node, Op, WeightId};
 use std::collections::HashMap;
 
 /// A layer under observation.
@@ -21,10 +24,24 @@ struct Layer {
     name: String,
     weight: WeightId,
     segments: Vec<u32>,
+    /// Which rows show what Winograd's algorithm would read; none where the layer cannot be computed so.
+    winograd: Option<Rows>,
     /// The first pass, by group of timesteps.
     moments: Vec<Moments>,
-    /// The second pass: equalisers, each with the scaled inputs of every group.
-    candidates: Vec<(Option<Vec<f32>>, Vec<Spread>)>,
+    /// That of `winograd`; empty without.
+    bounds: Vec<[Extremes; KINDS]>,
+    /// The second pass.
+    candidates: Vec<Candidate>,
+}
+
+/// An equaliser, and inputs scaled by it.
+#[derive(Debug)]
+struct Candidate {
+    scale: Option<Vec<f32>>,
+    /// By group of timesteps.
+    spreads: Vec<Spread>,
+    /// Those of `winograd`.
+    pairs: Vec<[Spread; KINDS]>,
 }
 
 /// A network under observation.
@@ -48,6 +65,8 @@ enum Pass {
 pub(crate) struct Collector {
     pass: Pass,
     components: Vec<Component>,
+    /// Room for a row's pairs.
+    pairs: Pairs,
     /// What is being run: for messages, and to find the group.
     picture: String,
     timestep: Option<u32>,
@@ -71,6 +90,7 @@ impl Collector {
         Ok(Self {
             pass: Pass::Moments,
             components,
+            pairs: Pairs::default(),
             picture: String::new(),
             timestep: None,
             failure: None,
@@ -100,6 +120,8 @@ impl Collector {
         let Some(&i) = component.index.get(name) else { return };
         let layer = &mut component.layers[i];
         debug_assert_eq!(channels, layer.moments[group].channels());
+        let looked_at = layer.winograd.as_mut().is_some_and(Rows::next);
+        let pairs = layer.winograd.as_ref().filter(|_| looked_at);
         match self.pass {
             Pass::Moments => {
                 if let Err(value) = layer.moments[group].add(row) {
@@ -110,11 +132,21 @@ impl Collector {
                         picture: self.picture.clone(),
                         value,
                     });
+                    return;
+                }
+                if let Some(rows) = pairs {
+                    let found = self.pairs.of(row, channels, rows);
+                    layer.bounds[group].iter_mut().zip(found).for_each(|(b, f)| b.add(f));
                 }
             }
             Pass::Spreads => {
-                for (_, spreads) in &mut layer.candidates {
-                    spreads[group].add(row);
+                let found = pairs.map(|rows| self.pairs.of(row, channels, rows));
+                for candidate in &mut layer.candidates {
+                    candidate.spreads[group].add(row);
+                    if let Some(found) = found {
+                        let spreads = &mut candidate.pairs[group];
+                        spreads.iter_mut().zip(found).for_each(|(s, f)| s.add(f));
+                    }
                 }
             }
         }
@@ -134,12 +166,11 @@ impl Collector {
                 layer.candidates =
                     equalise::candidates(&norms, &all, &layer.moments, &layer.segments)
                         .into_iter()
-                        .map(|scale| {
-                            let spread = |m: &Moments| Spread::new(m, scale.as_deref());
-                            let spreads = layer.moments.iter().map(spread).collect();
-                            (scale, spreads)
-                        })
+                        .map(|scale| Candidate::new(scale, &layer.moments, &layer.bounds))
                         .collect();
+                if let Some(rows) = &mut layer.winograd {
+                    rows.restart();
+                }
             }
         }
         Ok(())
@@ -213,11 +244,16 @@ impl Component {
             if index.insert(node.name.clone(), layers.len()).is_some() {
                 return Err(format!("two layers of its {} are called {}", spec.role, node.name));
             }
+            let channels = channels as usize;
+            let winograd = winograd_pad(&spec.graph, node).map(Rows::new);
+            let bounds = || [(); KINDS].map(|()| Extremes::new(channels));
             layers.push(Layer {
                 name: node.name.clone(),
                 weight,
                 segments: equalise::segments(&spec.graph, node.inputs[0]),
-                moments: vec![Moments::new(channels as usize); groups],
+                bounds: winograd.iter().flat_map(|_| (0..groups).map(|_| bounds())).collect(),
+                winograd,
+                moments: vec![Moments::new(channels); groups],
                 candidates: Vec::new(),
             });
         }
@@ -225,12 +261,41 @@ impl Component {
     }
 }
 
+/// The columns of zeros to the left and right of a convolution that Winograd's F(2, 3) could compute, whose rows are
+/// observed as it reads them; those of an enlarged map are not, and have an operator of their own.
+fn winograd_pad(graph: &Graph, node: &Node) -> Option<[usize; 2]> {
+    let Op::Conv2d { kernel: [3, 3], stride: [1, 1], pad, .. } = node.op else { return None };
+    let mut at = node.inputs[0];
+    while let Some(before) = graph.nodes.iter().find(|n| n.output == at) {
+        match before.op {
+            Op::Upsample2x => return None,
+            Op::GroupNorm { .. }
+            | Op::Silu
+            | Op::AddChannel
+            | Op::ScaleShift
+            | Op::Affine { .. } => at = before.inputs[0],
+            _ => break,
+        }
+    }
+    Some([pad.left as usize, pad.right as usize])
+}
+
+impl Candidate {
+    fn new(scale: Option<Vec<f32>>, moments: &[Moments], bounds: &[[Extremes; KINDS]]) -> Self {
+        let e = scale.as_deref();
+        let spreads = moments.iter().map(|m| Spread::new(m, e)).collect();
+        let pair = |b: &Extremes| Spread::over(&b.min, &b.max, e);
+        let pairs = bounds.iter().map(|b| b.each_ref().map(pair)).collect();
+        Self { scale, spreads, pairs }
+    }
+}
+
 impl Layer {
     fn table(self, norms: &WeightNorms, percentile: f32) -> LayerTable {
         let all = merged(&self.moments);
         let channels = all.channels();
-        let mut best: Option<(f64, Option<Vec<f32>>, Vec<Found>)> = None;
-        for (scale, spreads) in self.candidates {
+        let mut best: Option<Best> = None;
+        for Candidate { scale, spreads, pairs } in self.candidates {
             let found = |spread: Spread| {
                 let histogram = spread.finish();
                 let mse = choose::least_error(&histogram);
@@ -242,15 +307,20 @@ impl Layer {
             let noise = norms.input_noise(error, scale.as_deref())
                 + norms.weight_noise(&all, scale.as_deref());
             // The first, none, stays where nothing is better.
-            if best.as_ref().is_none_or(|(least, ..)| noise < *least) {
-                best = Some((noise, scale, found));
+            if best.as_ref().is_none_or(|b| noise < b.noise) {
+                best = Some(Best { noise, scale, found, pairs });
             }
         }
-        let (input_scale, found) = best.map(|(_, s, f)| (s, f)).unwrap_or_default();
+        // Invariant: the candidates begin with no equaliser.
+        let Best { scale: input_scale, found, pairs, .. } = best.unwrap_or_default();
+        let mut pairs = pairs.into_iter();
         let groups = found
             .iter()
             .zip(&self.moments)
-            .map(|(f, m)| group(f, m, input_scale.as_deref(), percentile))
+            .map(|(f, m)| GroupTable {
+                winograd: pairs.next().and_then(|p| winograd(p, percentile)),
+                ..group(f, m, input_scale.as_deref(), percentile)
+            })
             .collect();
         let by_channel = |f: &dyn Fn(usize) -> f64| (0..channels).map(|c| f(c) as f32).collect();
         LayerTable {
@@ -266,6 +336,25 @@ impl Layer {
             groups,
         }
     }
+}
+
+/// The equaliser that costs least, and the inputs scaled by it.
+#[derive(Default)]
+struct Best {
+    noise: f64,
+    scale: Option<Vec<f32>>,
+    found: Vec<Found>,
+    pairs: Vec<[Spread; KINDS]>,
+}
+
+/// Ranges of what Winograd's algorithm reads; `None` where any of it was 0 throughout.
+fn winograd(pairs: [Spread; KINDS], percentile: f32) -> Option<WinogradRanges> {
+    let ranges = |spread: Spread| -> Option<Ranges> {
+        let histogram = spread.finish();
+        choose::ranges(&histogram, percentile, choose::least_error(&histogram))
+    };
+    let [apart, sum, difference] = pairs.map(ranges);
+    Some(WinogradRanges { apart: apart?, sum: sum?, difference: difference? })
 }
 
 /// A layer's scaled input in one group of timesteps, and the range of least error for it.
@@ -287,6 +376,7 @@ fn group(found: &Found, moments: &Moments, scale: Option<&[f32]>, percentile: f3
         max: most,
         power: (power / channels as f64) as f32,
         ranges: choose::ranges(&found.histogram, percentile, found.mse),
+        winograd: None,
     }
 }
 

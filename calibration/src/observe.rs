@@ -3,8 +3,12 @@
 //! Lives here: what the two passes over a layer's inputs keep, [`Moments`] (extremes, means and squares of
 //! every channel) and [`Spread`] (a histogram). Never here: which layer, which picture.
 //!
+//! In [`pairs`], what a convolution by Winograd's algorithm reads in their place.
+//!
 //! Sums run over blocks of [`BLOCK`] pixels in f32, then in f64, each channel by itself and always in the
 //! order of the pixels: the result does not depend on threads, instruction set or channel count.
+
+pub(crate) mod pairs;
 
 use crate::choose::{BINS, Histogram};
 
@@ -205,15 +209,21 @@ pub(crate) struct Spread {
 impl Spread {
     /// For inputs whose extremes are those of `moments`, multiplied by `scale` (by 1 where absent).
     pub(crate) fn new(moments: &Moments, scale: Option<&[f32]>) -> Self {
+        Self::over(&moments.min, &moments.max, scale)
+    }
+
+    /// For values whose extremes by channel are `min` and `max`, multiplied by `scale`.
+    pub(crate) fn over(min: &[f32], max: &[f32], scale: Option<&[f32]>) -> Self {
+        let channels = min.len();
         let (mut lo, mut hi) = (0f32, 0f32);
-        for c in 0..moments.channels() {
+        for c in 0..channels {
             let e = scale.map_or(1.0, |s| s[c]);
-            lo = lo.min(moments.min[c] * e);
-            hi = hi.max(moments.max[c] * e);
+            lo = lo.min(min[c] * e);
+            hi = hi.max(max[c] * e);
         }
         let histogram = Histogram::new(lo, hi);
         let per_unit = histogram.per_unit();
-        let factor = (0..moments.channels())
+        let factor = (0..channels)
             .map(|c| (f64::from(scale.map_or(1.0, |s| s[c])) * per_unit) as f32)
             .collect();
         let shift = (-histogram.lo() * per_unit - 0.5) as f32;

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The version that is written and read.
-pub const VERSION: u32 = 1;
+/// The version that is written. Version 1 has no [`GroupTable::winograd`] and is read too.
+pub const VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST: u32 = 1;
 /// The largest table that is read.
 const MAX_BYTES: u64 = 256 << 20;
 /// The signal-to-noise ratio that stands for "no error at all".
@@ -24,7 +26,7 @@ pub const EXACT_DB: f32 = 150.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// [`VERSION`].
+    /// [`VERSION`], or an older one that is read.
     pub version: u32,
     /// The model that was run.
     pub model: ModelId,
@@ -146,6 +148,31 @@ pub struct GroupTable {
     pub power: f32,
     /// A range by each method; none where every value was 0, which leaves nothing to make a range of.
     pub ranges: Option<Ranges>,
+    /// What Winograd's F(2, 3) quantizes in place of the input; none where the layer is not a 3 × 3 convolution of stride
+    /// 1, or where some of it was always 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub winograd: Option<WinogradRanges>,
+}
+
+/// Ranges of what Winograd's F(2, 3) along rows makes of the scaled input (Lavin & Gray 2016, section 4.1), the padded
+/// row being x, and x\[2t\] the first pixel that output 2t sees.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WinogradRanges {
+    /// Of x\[2t\] − x\[2t + 2\] and x\[2t + 1\] − x\[2t + 3\].
+    pub apart: Ranges,
+    /// Of x\[2t + 1\] + x\[2t + 2\].
+    pub sum: Ranges,
+    /// Of x\[2t + 2\] − x\[2t + 1\].
+    pub difference: Ranges,
+}
+
+impl WinogradRanges {
+    /// The ranges of `method`, in the order of the fields.
+    #[must_use]
+    pub const fn by(&self, method: Method) -> [Range; 3] {
+        [self.apart.by(method), self.sum.by(method), self.difference.by(method)]
+    }
 }
 
 /// A range by each method.
@@ -247,6 +274,13 @@ impl LayerTable {
     #[must_use]
     pub fn ranges(&self, method: Method) -> Option<Vec<Range>> {
         self.groups.iter().map(|g| g.ranges.map(|r| r.by(method))).collect()
+    }
+
+    /// What the layer needs to be computed by Winograd's F(2, 3), three ranges for each group of timesteps; `None`
+    /// where some group lacks them.
+    #[must_use]
+    pub fn winograd(&self, method: Method) -> Option<Vec<[Range; 3]>> {
+        self.groups.iter().map(|g| g.winograd.map(|w| w.by(method))).collect()
     }
 }
 
@@ -435,9 +469,9 @@ impl Table {
 
     /// What the types cannot say.
     fn check(&self) -> Result<(), String> {
-        if self.version != VERSION {
+        if !(OLDEST..=VERSION).contains(&self.version) {
             return Err(format!(
-                "it has version {}, this program reads version {VERSION}",
+                "it has version {}, this program reads versions {OLDEST} to {VERSION}",
                 self.version
             ));
         }
@@ -535,13 +569,22 @@ impl GroupTable {
                 self.min, self.max, self.power
             ));
         }
-        let Some(ranges) = self.ranges else { return Ok(()) };
+        self.ranges.map_or(Ok(()), |r| r.check("its"))?;
+        let Some(w) = self.winograd else { return Ok(()) };
+        w.apart.check("of pixels two apart, its")?;
+        w.sum.check("of sums, its")?;
+        w.difference.check("of differences, its")
+    }
+}
+
+impl Ranges {
+    fn check(&self, whose: &str) -> Result<(), String> {
         for method in Method::ALL {
-            let r = ranges.by(method);
+            let r = self.by(method);
             let sound = r.scale.is_normal() && r.scale > 0.0 && (0.0..=f32::MAX).contains(&r.error);
             if !sound {
                 return Err(format!(
-                    "its {method} range has scale {} and error {}, which cannot be",
+                    "{whose} {method} range has scale {} and error {}, which cannot be",
                     r.scale, r.error
                 ));
             }

@@ -1,4 +1,6 @@
 //! Calibration as a whole, on super-resolution networks small enough to be written down.
+//!
+//! Size: the networks that are written down here serve the runs and the tables that are tampered with alike.
 #![allow(clippy::unwrap_used)]
 
 use latile_calibration::{
@@ -288,6 +290,64 @@ fn every_layer_that_is_run_has_its_ranges() {
     assert!(encoder.layers[0].channel_max.iter().all(|m| (0.9..=1.0).contains(m)));
 }
 
+/// What Winograd's algorithm would read has ranges where a convolution of 3 × 3 reads its map as it is observed.
+#[test]
+fn convolutions_have_ranges_of_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = run(&tiny(dir.path()), &pictures(dir.path(), &["a", "k", "z"])).unwrap();
+    let with = |role| -> Vec<&str> {
+        let layers = &table.component(role).unwrap().layers;
+        let all = |l: &&LayerTable| l.groups.iter().all(|g| g.winograd.is_some());
+        let none = |l: &&LayerTable| l.groups.iter().all(|g| g.winograd.is_none());
+        assert!(layers.iter().all(|l| all(&l) || none(&l)));
+        layers.iter().filter(all).map(|l| l.name.as_str()).collect()
+    };
+    assert_eq!(with(Role::Unet), ["conv_in", "middle", "conv_out"]);
+    assert_eq!(with(Role::Decoder), ["conv_in"], "the other one reads an enlarged map");
+    assert_eq!(with(Role::Encoder), ["conv_in", "conv_out"]);
+    for l in &table.component(Role::Unet).unwrap().layers {
+        let Some(pairs) = l.winograd(Method::MinMax) else { continue };
+        for (g, [apart, sum, difference]) in l.groups.iter().zip(pairs) {
+            // Neither of two values is beyond the extremes, zeros at the row's ends included.
+            let (lo, hi) = (g.min.min(0.0), g.max.max(0.0));
+            for r in [apart, difference] {
+                assert!(r.scale * 255.0 <= 2.0 * (hi - lo) * 1.001, "{} {r:?} {g:?}", l.name);
+            }
+            assert!(sum.scale * 255.0 <= 2.0 * (hi - lo) * 1.001, "{} {sum:?} {g:?}", l.name);
+            assert!(sum.scale * 255.0 >= 0.2 * (hi - lo), "{} {sum:?} {g:?}", l.name);
+        }
+        for ([a, s, d], best) in l.winograd(Method::Mse).unwrap().iter().zip(&l.groups) {
+            let w = best.winograd.unwrap();
+            for method in Method::ALL {
+                let [apart, sum, difference] = w.by(method);
+                assert!(apart.error >= a.error * 0.999, "{method}");
+                assert!(sum.error >= s.error * 0.999, "{method}");
+                assert!(difference.error >= d.error * 0.999, "{method}");
+            }
+        }
+    }
+}
+
+/// A table of version 1 is one of today without the ranges that it did not have.
+#[test]
+fn an_older_table_is_read() {
+    let (model, mut json) = sound();
+    json["version"] = 1.into();
+    for component in json["components"].as_array_mut().unwrap() {
+        for layer in component["layers"].as_array_mut().unwrap() {
+            for group in layer["groups"].as_array_mut().unwrap() {
+                group.as_object_mut().unwrap().remove("winograd");
+            }
+        }
+    }
+    let old = Table::parse("t", json.to_string().as_bytes()).unwrap();
+    old.fits(model.manifest()).unwrap();
+    let layers = || old.components.iter().flat_map(|c| &c.layers);
+    assert!(layers().all(|l| l.winograd(Method::Mse).is_none()));
+    assert!(layers().all(|l| l.ranges(Method::Mse).is_some()));
+    assert!(old.to_json().starts_with("{\"version\": 1,") && !old.to_json().contains("winograd"));
+}
+
 /// A table made of one form of an enlarged map's convolution serves the other.
 #[test]
 fn upsampling_in_one_with_its_convolution_has_the_same_inputs() {
@@ -321,7 +381,7 @@ fn upsampling_in_one_with_its_convolution_has_the_same_inputs() {
 }
 
 /// BLAKE3 of the table below.
-const TABLE_HASH: &str = "d9f6ac73e506272bb89bff118903ed79d44d934459eb5d98e9ac841c9447e381";
+const TABLE_HASH: &str = "e4c368c459fa030e3b9c83967d2a69785afd22bafd9720084407f4c9ccc6534b";
 
 #[test]
 fn the_same_table_everywhere() {
@@ -509,7 +569,7 @@ fn a_hostile_table_is_refused() {
     let range = |field: &str| format!("{layer}/groups/2/ranges/mse/{field}");
     let null = serde_json::Value::Null;
     for (at, value, words) in [
-        ("/version".to_owned(), 2.into(), "version 2"),
+        ("/version".to_owned(), 3.into(), "version 3"),
         ("/model/source_hash".to_owned(), "".into(), "which model's weights"),
         ("/data".to_owned(), serde_json::json!([]), "names no data"),
         ("/components".to_owned(), serde_json::json!([]), "no component"),
@@ -539,6 +599,18 @@ fn a_hostile_table_is_refused() {
         (range("scale"), 1e300.into(), "mse range"),
         (range("error"), (-1.0).into(), "mse range"),
         (range("zero_point"), 256.into(), "not understood"),
+        ("/version".to_owned(), 0.into(), "reads versions 1 to 2"),
+        (
+            format!("{layer}/groups/1/winograd/sum/entropy/scale"),
+            0.0.into(),
+            "group 1: of sums, its entropy range has scale 0",
+        ),
+        (
+            format!("{layer}/groups/1/winograd/apart/mse/error"),
+            (-1.0).into(),
+            "of pixels two apart, its mse range",
+        ),
+        (format!("{layer}/groups/1/winograd/difference"), null.clone(), "not understood"),
         (range("zero_point"), 1.5.into(), "not understood"),
     ] {
         let mut bad = json.clone();

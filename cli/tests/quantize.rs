@@ -52,7 +52,14 @@ fn a_folder_of_pictures_makes_a_model_a_table_and_a_report() {
     assert_eq!(layers.len(), report["layers"].as_array().unwrap().len());
     let groups = quality["timestep_groups"].as_array().unwrap().len();
     assert_eq!(groups, 4);
+    let fewer = layers.iter().filter(|l| l["winograd"] == true).count();
+    assert!(fewer > 0);
     for l in layers {
+        // Whoever could be computed by Winograd's algorithm is, or says why not.
+        let known = l["winograd_noise_db"].as_f64();
+        assert_eq!(known.is_some(), l["winograd"] == true || l["direct"].is_string(), "{l}");
+        let most = if l["component"] == "unet" { 3.0 } else { 4.5 };
+        assert!(known.is_none_or(|db| (db <= most) == (l["winograd"] == true)), "{l}");
         let expected = if l["component"] == "unet" { groups } else { 1 };
         for field in ["sqnr_db", "measured_input_sqnr_db"] {
             let n = l[field].as_array().unwrap().len();
@@ -190,7 +197,22 @@ fn refusals_of_tables(dir: &Path) {
     by("m.latile").refused(4, &["m.latile is refused"]);
     let more = ["--precision", "int8", "--calibration", "t.json", "--overwrite"];
     export(dir, &[&more[..], &["--keep-f16", "no_such.*"]].concat())
-        .refused(2, &["no layer fits the pattern no_such.*"]);
+        .refused(2, &["no layer fits --keep-f16 no_such.*"]);
+    export(dir, &[&more[..], &["--keep-direct", "no_such.*"]].concat())
+        .refused(2, &["no layer fits --keep-direct no_such.*"]);
+    // A table of version 1 knows nothing of Winograd's algorithm.
+    let mut old = table.clone();
+    old["version"] = 1.into();
+    for component in old["components"].as_array_mut().unwrap() {
+        for layer in component["layers"].as_array_mut().unwrap() {
+            for group in layer["groups"].as_array_mut().unwrap() {
+                group.as_object_mut().unwrap().remove("winograd");
+            }
+        }
+    }
+    put(dir, "old.json", old.to_string().as_bytes());
+    let ran = by("old.json");
+    assert!(ran.code == Some(0) && ran.stderr.contains("every convolution is direct"), "{ran:?}");
     export(dir, &[&more[..], &["--table", "u.json"]].concat())
         .refused(2, &["names a table already"]);
     assert!(!dir.join("u.json").exists());
@@ -319,6 +341,9 @@ fn html_is_sound(html: &str, quality: &Value) {
         assert_eq!(row.contains("<td>int8</td>"), a["int8"] == true, "{row}");
     }
     let kept = between(html, "<table id=\"kept\">", "</table>");
+    let asked = layers.iter().filter(|l| l["winograd"] == true || l["direct"].is_string());
+    let computed = between(html, "<table id=\"winograd\">", "</table>");
+    assert_eq!(computed.matches("<tr><td>").count(), asked.count());
     let floats = layers.iter().filter(|l| l["int8"] == false);
     assert_eq!(kept.matches("<tr><td>").count(), floats.clone().count());
     let escaped = |why: &Value| why.as_str().unwrap().replace('\'', "&#39;");
@@ -358,6 +383,13 @@ fn options_that_do_not_go_together_are_usage_errors() {
         ("--calibration photos", "--calibration is for --precision int8"),
         ("--precision f32 --report r.html", "--report is for --precision int8"),
         ("--precision f16 --keep-f16 x", "--keep-f16 is for"),
+        ("--precision f16 --winograd auto", "--winograd is for"),
+        ("--precision f32 --keep-direct x", "--keep-direct is for"),
+        ("--precision int8 --calibration photos --winograd some", "auto, off or all"),
+        (
+            "--precision int8 --calibration photos --winograd off --keep-direct x",
+            "--winograd off leaves every convolution direct",
+        ),
         (
             "--precision int8 --calibration photos --min-sqnr 30",
             "--min-sqnr is for --precision mixed",

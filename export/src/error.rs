@@ -160,10 +160,10 @@ pub enum ExportError {
         why: String,
     },
     /// A pattern of layers to keep that no layer fits.
-    #[error(
-        "no layer fits the pattern {glob} of layers to keep in f16; `latile inspect` lists a model's layers"
-    )]
+    #[error("no layer fits {option} {glob}; `latile inspect` lists a model's layers")]
     NoSuchLayer {
+        /// The option that was given.
+        option: &'static str,
         /// The pattern.
         glob: String,
     },

@@ -29,7 +29,7 @@ mod tensors;
 mod write;
 
 pub use error::ExportError;
-pub use quantize::{AttentionSummary, Glob, LayerSummary, Mixed, Quantization};
+pub use quantize::{AttentionSummary, Glob, LayerSummary, Mixed, Quantization, Winograd};
 pub use write::{ComponentSummary, PartBytes, Progress, Summary};
 
 use compvis::{Ema, Hints};
@@ -67,7 +67,7 @@ pub struct ExportOptions {
 
 /// Exports `checkpoint`, a diffusers folder or a CompVis checkpoint file, to the `.latile` file `output`.
 ///
-/// Weights stream: beside the largest tensor twice (as read and as packed), little is held in memory. `progress`
+/// Weights stream: beside the largest tensor twice (as read, and as transformed or packed), little is held in memory. `progress`
 /// is called after every tensor, and every megabyte of hashing; it stops the export by [`ControlFlow::Break`].
 /// The output appears whole or not at all.
 ///

@@ -1,7 +1,9 @@
 //! Streams a model into its file: one tensor read, quantized, packed and written at a time.
 
 use crate::model::{Component, Model};
-use crate::quantize::{self, AttentionSummary, Item, LayerSummary, Planned, Quantization};
+use crate::quantize::{
+    self, AttentionSummary, Item, LayerSummary, Planned, Quantization, Winograd,
+};
 use crate::source::WeightSource;
 use crate::{ExportError, ExportOptions, pack, phases};
 use latile_calibration::Method;
@@ -145,6 +147,8 @@ pub(crate) fn write(
         },
         components: Vec::new(),
     };
+    let mut notes = model.notes;
+    notes.extend(quantization.and_then(uncalibrated));
     writer.finish(manifest).map_err(failed)?;
     let bytes = out.file().metadata().map_err(|e| failed(WriteError::Io(e)))?.len();
     out.commit()?;
@@ -159,7 +163,7 @@ pub(crate) fn write(
         method: quantization.map(|q| q.method),
         layers,
         attentions,
-        notes: model.notes,
+        notes,
     })
 }
 
@@ -171,6 +175,16 @@ fn quantization(options: &ExportOptions) -> Result<Option<&Quantization>, Export
         (Precision::Int8 | Precision::Mixed, None) => Err(ExportError::NoCalibration),
         (Precision::F32 | Precision::F16, Some(_)) => Err(ExportError::NotQuantized),
     }
+}
+
+/// What to say of a table that knows nothing of Winograd's algorithm, where that was not forbidden.
+fn uncalibrated(how: &Quantization) -> Option<String> {
+    let mut groups = how.table.components.iter().flat_map(|c| &c.layers).flat_map(|l| &l.groups);
+    let silent = how.winograd != Winograd::Off && groups.all(|g| g.winograd.is_none());
+    silent.then(|| {
+        "the calibration table has no ranges for Winograd's F(2, 3), so every convolution is direct; calibrate the model again for one that takes less work"
+            .to_owned()
+    })
 }
 
 /// Decides what becomes of each component's layers.
@@ -196,13 +210,14 @@ fn plan(
         .into_iter()
         .map(|c| quantize::plan(c, sources, how, &mut at))
         .collect::<Result<_, _>>()?;
-    for glob in &how.keep_f16 {
+    let kept = how.keep_f16.iter().map(|glob| ("--keep-f16", glob));
+    for (option, glob) in kept.chain(how.keep_direct.iter().map(|glob| ("--keep-direct", glob))) {
         let mut layers = planned.iter().flat_map(|c| &c.summaries);
         let mut attentions = planned.iter().flat_map(|c| &c.attentions);
         let found = layers.any(|l| glob.is_of(&l.component, &l.layer))
             || attentions.any(|a| glob.is_of(&a.component, &a.attention));
         if !found {
-            return Err(ExportError::NoSuchLayer { glob: glob.text().to_owned() });
+            return Err(ExportError::NoSuchLayer { option, glob: glob.text().to_owned() });
         }
     }
     Ok(planned)

@@ -6,12 +6,16 @@ mod common;
 
 use common::{Map, fixtures, read_maps, run_observed};
 use latile_calibration::table::{Datum, ModelId, Sampling, VERSION};
-use latile_calibration::{ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, Table};
+use latile_calibration::{
+    ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, Table, WinogradRanges,
+};
+use latile_export::quantize::most_noise_db;
 use latile_export::{
-    ExportError, ExportOptions, Glob, Mixed, Progress, Quantization, Summary, export,
+    ExportError, ExportOptions, Glob, LayerSummary, Mixed, Progress, Quantization, Summary,
+    Winograd, export,
 };
 use latile_runtime::format::{Model, Precision, Role};
-use latile_runtime::graph::Layout;
+use latile_runtime::graph::{Layout, Op, winograd_filters};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -95,6 +99,40 @@ fn table(float: &Model, bounds: &[u32]) -> Table {
     }
 }
 
+/// Ranges from least to largest.
+fn spread(values: &[f32]) -> Ranges {
+    let min = values.iter().copied().fold(0f32, f32::min);
+    let max = values.iter().copied().fold(0f32, f32::max);
+    let scale = (max - min) / 255.0;
+    let zero_point = (-min / scale).round_ties_even() as u8;
+    let error = |&v: &f32| {
+        let q = ((v / scale).round_ties_even() + f32::from(zero_point)).clamp(0.0, 255.0);
+        f64::from(v - (q - f32::from(zero_point)) * scale).powi(2)
+    };
+    let error = (values.iter().map(error).sum::<f64>() / values.len() as f64) as f32;
+    let range = Range { scale, zero_point, error };
+    Ranges { minmax: range, percentile: range, mse: range, entropy: range }
+}
+
+/// What Winograd's algorithm reads of maps padded by one: pixels two apart, sums or differences of neighbours.
+fn pairs(maps: &[Map], scale: &[f32], kind: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for m in maps {
+        for (y, x, c) in (0..m.h * m.w * m.c).map(|i| (i / m.c / m.w, i / m.c % m.w, i % m.c)) {
+            let at = |x: usize| match x.checked_sub(1) {
+                Some(x) if x < m.w => m.data[(y * m.w + x) * m.c + c] as f32 * scale[c],
+                _ => 0.0,
+            };
+            match kind {
+                0 => all.push(at(x) - at(x + 2)),
+                1 => all.push(at(x + 1) + at(x + 2)),
+                _ => all.push(at(x + 2) - at(x + 1)),
+            }
+        }
+    }
+    all
+}
+
 fn layer(name: &str, groups: &[Vec<Map>]) -> LayerTable {
     let c = groups.iter().flatten().next().unwrap().c;
     let all = || groups.iter().flatten().flat_map(|m| m.data.iter().enumerate());
@@ -122,6 +160,7 @@ fn layer(name: &str, groups: &[Vec<Map>]) -> LayerTable {
         .map(|i| if i % 2 == 1 { (moments[i - 1].2 / moments[i].2) as f32 } else { 1.0 })
         .collect();
     let group = |maps: &Vec<Map>| {
+        let pairs = [0, 1, 2].map(|kind| spread(&pairs(maps, &input_scale, kind)));
         let scaled = || {
             maps.iter()
                 .flat_map(|m| m.data.iter().enumerate())
@@ -131,20 +170,14 @@ fn layer(name: &str, groups: &[Vec<Map>]) -> LayerTable {
         let max = scaled().fold(0f32, f32::max);
         let samples = scaled().count();
         let mean = |f: &dyn Fn(f32) -> f64| scaled().map(f).sum::<f64>() / samples as f64;
-        let scale = (max - min) / 255.0;
-        let zero_point = (-min / scale).round_ties_even() as u8;
-        let error = mean(&|v| {
-            let q = ((v / scale).round_ties_even() + f32::from(zero_point)).clamp(0.0, 255.0);
-            f64::from(v - (q - f32::from(zero_point)) * scale).powi(2)
-        }) as f32;
-        let range = Range { scale, zero_point, error };
-        let ranges = Ranges { minmax: range, percentile: range, mse: range, entropy: range };
+        let [apart, sum, difference] = pairs;
         GroupTable {
             samples: samples as u64,
             min,
             max,
             power: mean(&|v| f64::from(v).powi(2)) as f32,
-            ranges: Some(ranges),
+            ranges: Some(spread(&scaled().collect::<Vec<f32>>())),
+            winograd: Some(WinogradRanges { apart, sum, difference }),
         }
     };
     LayerTable {
@@ -172,7 +205,14 @@ fn options(precision: Precision, quantization: Option<Quantization>) -> ExportOp
 }
 
 fn by(table: &Table) -> Quantization {
-    Quantization { table: table.clone(), method: Method::Mse, keep_f16: Vec::new(), mixed: None }
+    Quantization {
+        table: table.clone(),
+        method: Method::Mse,
+        keep_f16: Vec::new(),
+        mixed: None,
+        winograd: Winograd::Off,
+        keep_direct: Vec::new(),
+    }
 }
 
 fn float(dir: &Path) -> Model {
@@ -272,6 +312,129 @@ fn the_parts_of_a_layer_lie_together() {
     assert!(stored.iter().all(|&b| b as i8 != -128));
 }
 
+/// How many layers are direct for this reason.
+fn direct(summary: &Summary, why: &str) -> usize {
+    let says = |l: &&LayerSummary| l.direct.as_ref().is_some_and(|d| d.contains(why));
+    summary.layers.iter().filter(says).count()
+}
+
+/// By Winograd's algorithm an int8 model computes nearly the same, and is stored as docs/format.md says.
+#[test]
+fn fewer_products_compute_nearly_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let float = float(dir.path());
+    let table = table(&float, &[300, 700, 1000]);
+    let (plain, before) = int8(dir.path(), by(&table));
+    let found = [Role::Unet, Role::Decoder].map(|role| sqnr(&float, &plain, role));
+    assert!(before.layers.iter().all(|l| !l.winograd));
+    drop(plain);
+    let all = Quantization { winograd: Winograd::All, ..by(&table) };
+    let (model, summary) = int8(dir.path(), all);
+    for (role, direct) in [Role::Unet, Role::Decoder].into_iter().zip(found) {
+        let found = sqnr(&float, &model, role);
+        assert!(found > direct - 4.0 && found > 25.0, "{role}: {found:.1} dB, was {direct:.1} dB");
+        let component = model.load(role).unwrap();
+        let graph = &component.spec().graph;
+        let mut fewer = 0;
+        for node in &graph.nodes {
+            let (Some((weight, bias, Some(q))), Op::Conv2d { kernel, .. }) =
+                (node.op.matrix(), &node.op)
+            else {
+                continue;
+            };
+            assert_eq!(q.winograd, *kernel == [3, 3] && !node.name.contains("downsampler"));
+            if !q.winograd {
+                continue;
+            }
+            fewer += 1;
+            let n = graph.kind(node.output).channels();
+            let c = graph.kind(node.inputs[0]).channels();
+            assert_eq!(graph.weight(weight).shape, [winograd_filters(n), c, 3, 1]);
+            assert_eq!(graph.weight(q.weight_scale).shape, [winograd_filters(n)]);
+            assert_eq!(graph.weight(q.weight_sum).shape, [winograd_filters(n)]);
+            assert_eq!(graph.weight(bias.unwrap()).shape, [n]);
+            assert_eq!(q.ranges.len(), if role == Role::Unet { 9 } else { 3 });
+        }
+        let summed = summary.layers.iter().filter(|l| l.component == role.name() && l.winograd);
+        assert!(fewer > 5 && fewer == summed.count(), "{role}: {fewer}");
+    }
+    for (l, before) in summary.layers.iter().zip(&before.layers).filter(|(l, _)| l.winograd) {
+        assert!(l.direct.is_none() && l.winograd_noise_db == before.winograd_noise_db, "{l:?}");
+        assert!(before.direct.as_ref().unwrap().contains("--winograd off"), "{before:?}");
+        // The estimates say so too.
+        let lost = before.worst_db().unwrap() - l.worst_db().unwrap();
+        assert!((-1.0..6.5).contains(&lost), "{l:?} {lost}");
+    }
+    let of = |s: &Summary| s.components[0].bytes.int8;
+    assert!(of(&summary) > of(&before) && of(&summary) < of(&before) * 3, "padded to sixteen");
+}
+
+/// What is asked to stay direct does, what the table does not know too, and both say why.
+#[test]
+fn a_layer_that_stays_direct_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let float = float(dir.path());
+    let mut table = table(&float, &[]);
+    let how = |table: &Table| Quantization {
+        winograd: Winograd::All,
+        keep_direct: vec![Glob::new("decoder.*")],
+        ..by(table)
+    };
+    let (model, summary) = int8(dir.path(), how(&table));
+    let quants = |role| {
+        let nodes = model.component(role).unwrap().graph.nodes.clone();
+        nodes.into_iter().filter(|n| n.op.quant().is_some_and(|q| q.winograd)).count()
+    };
+    assert_eq!(quants(Role::Decoder), 0);
+    assert!(quants(Role::Unet) > 10 && summary.notes.is_empty(), "{:?}", summary.notes);
+    assert!(direct(&summary, "--keep-direct decoder.* asks") > 5);
+
+    let lost = Quantization { keep_direct: vec![Glob::new("conv9")], ..how(&table) };
+    let path = dir.path().join("lost.latile");
+    let e = export(&folder(), &path, &options(Precision::Int8, Some(lost)), &mut go).unwrap_err();
+    assert!(e.to_string().contains("no layer fits --keep-direct conv9"), "{e}");
+
+    // A table of version 1.
+    for g in table.components.iter_mut().flat_map(|c| &mut c.layers).flat_map(|l| &mut l.groups) {
+        g.winograd = None;
+    }
+    table.version = 1;
+    let (_, summary) = int8(dir.path(), Quantization { keep_direct: Vec::new(), ..how(&table) });
+    assert!(summary.layers.iter().all(|l| !l.winograd && l.winograd_noise_db.is_none()));
+    assert!(summary.notes.iter().any(|n| n.contains("calibrate the model again")));
+    assert!(direct(&summary, "no ranges") > 10);
+}
+
+/// The same of a model by Winograd's algorithm where that is quiet enough, or where a mixed one has room for its noise.
+#[test]
+fn fewer_products_have_the_same_bytes_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let float = float(dir.path());
+    let table = rounded(&table(&float, &[500, 1000]));
+    let auto = Quantization { winograd: Winograd::Auto, ..by(&table) };
+    let (_, summary) = int8(dir.path(), auto.clone());
+    for l in summary.layers.iter().filter(|l| l.winograd_noise_db.is_some()) {
+        let role = if l.component == "unet" { Role::Unet } else { Role::Decoder };
+        let quiet = l.winograd_noise_db.unwrap() <= most_noise_db(role);
+        assert_eq!((l.winograd, l.direct.is_none()), (quiet, quiet), "{l:?}");
+    }
+    let count = |s: &Summary| s.layers.iter().filter(|l| l.winograd).count();
+    assert!(count(&summary) > 0);
+    let bytes = std::fs::read(dir.path().join("int8.latile")).unwrap();
+    assert_eq!(blake3::hash(&bytes).to_hex().as_str(), WINOGRAD_HASH);
+    // A layer whose noise would put it below the least ratio is direct rather than float.
+    let mixed = Quantization { mixed: Some(Mixed::MinSqnr(33.0)), ..auto };
+    let (_, fewer) = int8(dir.path(), mixed);
+    let off = Quantization { mixed: Some(Mixed::MinSqnr(33.0)), ..by(&table) };
+    let (_, without) = int8(dir.path(), off);
+    let int8s = |s: &Summary| s.layers.iter().map(|l| l.int8).collect::<Vec<_>>();
+    assert_eq!(int8s(&fewer), int8s(&without));
+    assert!(direct(&fewer, "by Winograd's algorithm its estimated SQNR") > 0);
+    assert!(count(&fewer) < count(&summary));
+}
+
+const WINOGRAD_HASH: &str = "e71b579f8c696dc969fa241fb234a2c3ac268bb512c4a3c4cf860f233b97949c";
+
 /// x86 and Arm write the same file: this hash was made on x86.
 #[test]
 fn the_same_bytes_everywhere() {
@@ -315,7 +478,9 @@ fn rounded(table: &Table) -> Table {
         l.input_scale.iter_mut().flatten().for_each(round);
         for g in &mut l.groups {
             round(&mut g.power);
-            if let Some(r) = &mut g.ranges {
+            let pairs =
+                g.winograd.iter_mut().flat_map(|w| [&mut w.apart, &mut w.sum, &mut w.difference]);
+            for r in g.ranges.iter_mut().chain(pairs) {
                 for r in [&mut r.minmax, &mut r.percentile, &mut r.mse, &mut r.entropy] {
                     round(&mut r.scale);
                     round(&mut r.error);

@@ -6,7 +6,7 @@
 use latile_calibration::{Method, RgbPicture, Table, calibrate, read_pictures};
 use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
-use latile_export::{ExportOptions, Quantization};
+use latile_export::{ExportOptions, Quantization, Winograd};
 use latile_runtime::format::{Model, Precision, Role, Writer};
 use latile_runtime::graph::{Graph, Op, WeightId};
 use latile_runtime::pipeline::{Options, Picture, Pixels, upscale_rows};
@@ -47,6 +47,13 @@ const ATTENTION: [&str; 2] = [
     "a4c681d56792fd68ab05eb6057fbc1f55816342a58598fb4f15f8f8696cb4ef4",
 ];
 
+/// The file of `sr` with all convolutions by Winograd's F(2, 3) that can be, and what its U-Net and decoder make.
+const WINOGRAD: [&str; 3] = [
+    "f8a66053aed5b2913c4cbdb01dd93e112b1c35a06e3e3edec1d4a430558d75f8",
+    "167106adfc15516925635e65d65b8786718ad6102b0b295e020a2466bc3e8a49",
+    "7a8b92a623c04cff1d90bbe34fc5e9ae59ce51451c63fbce4e1083f61ed77ec6",
+];
+
 /// The float model of `name`, calibrated over a trajectory of two steps.
 fn table(name: &str) -> Table {
     let float = exported(&fixture(&format!("models/{name}")), Precision::F32);
@@ -70,8 +77,18 @@ fn table(name: &str) -> Table {
 }
 
 fn int8(name: &str) -> Exported {
-    let quantization =
-        Quantization { table: table(name), method: Method::Mse, keep_f16: Vec::new(), mixed: None };
+    int8_by(name, Winograd::Off)
+}
+
+fn int8_by(name: &str, winograd: Winograd) -> Exported {
+    let quantization = Quantization {
+        table: table(name),
+        method: Method::Mse,
+        keep_f16: Vec::new(),
+        mixed: None,
+        winograd,
+        keep_direct: Vec::new(),
+    };
     let options = ExportOptions {
         precision: Precision::Int8,
         quantization: Some(quantization),
@@ -156,6 +173,22 @@ fn the_same_file_and_the_same_bits_everywhere() {
         });
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn fewer_products_give_the_same_bits_everywhere() {
+    let exported = int8_by("sr", Winograd::All);
+    let fewer = |role| {
+        let nodes = exported.model.component(role).unwrap().graph.nodes.iter();
+        nodes.filter(|n| n.op.quant().is_some_and(|q| q.winograd)).count()
+    };
+    assert!(fewer(Role::Unet) > 10 && fewer(Role::Decoder) > 5);
+    let file = blake3::hash(&std::fs::read(&exported.path).unwrap()).to_hex().to_string();
+    on_all([1, 3], |backend, on| {
+        let [unet, decoder] =
+            [Role::Unet, Role::Decoder].map(|r| outputs(backend, &exported.model, "sr", r));
+        assert_eq!([&file, &unet, &decoder], WINOGRAD.each_ref(), "on {on}");
+    });
 }
 
 /// The fixtures' heads are too narrow to become int8 of themselves: here they are made so.

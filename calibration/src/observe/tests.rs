@@ -1,5 +1,6 @@
 //! Observers against the definitions, at channel counts around the lanes.
 
+use super::pairs::{Extremes, Pairs, Rows};
 use super::*;
 
 fn map(pixels: usize, channels: usize, seed: u32) -> Vec<f32> {
@@ -110,4 +111,55 @@ fn parts_add_up_to_the_whole() {
     for c in 0..channels {
         assert!((first.mean(c) - both.mean(c)).abs() < 1e-12);
     }
+}
+
+#[test]
+fn pairs_are_those_of_the_definition() {
+    for (w, pad) in [(8, [1, 1]), (7, [1, 1]), (6, [0, 0]), (5, [0, 2]), (4, [2, 1]), (1, [1, 1])] {
+        let channels = 5;
+        let row = map(w, channels, 3);
+        let [left, right] = pad;
+        let x = |i: usize, c: usize| match i.checked_sub(left) {
+            Some(i) if i < w => row[i * channels + c],
+            _ => 0.0,
+        };
+        // Every output but the second of a last pair that has only one.
+        let outputs = w + left + right - 2;
+        let (mut apart, mut sums, mut differences) = (Vec::new(), Vec::new(), Vec::new());
+        for o in 0..outputs {
+            apart.extend((0..channels).map(|c| x(o, c) - x(o + 2, c)));
+            if o % 2 == 0 {
+                sums.extend((0..channels).map(|c| x(o + 1, c) + x(o + 2, c)));
+                differences.extend((0..channels).map(|c| x(o + 2, c) - x(o + 1, c)));
+            }
+        }
+        let mut pairs = Pairs::default();
+        pairs.of(&map(20, channels, 4), channels, &Rows::new([1, 1]));
+        let found = pairs.of(&row, channels, &Rows::new(pad));
+        assert_eq!(found, &[apart, sums, differences], "{w} {pad:?}");
+    }
+}
+
+#[test]
+fn extremes_hold_zero_and_every_pixel() {
+    for channels in [1, 3, 16, 19] {
+        let map = map(30, channels, 8);
+        let mut e = Extremes::new(channels);
+        map.chunks(10 * channels).for_each(|part| e.add(part));
+        for c in 0..channels {
+            let all = || map.iter().skip(c).step_by(channels).copied();
+            assert_eq!(e.min[c], all().fold(0f32, f32::min));
+            assert_eq!(e.max[c], all().fold(0f32, f32::max));
+        }
+    }
+}
+
+#[test]
+fn both_passes_look_at_the_same_rows() {
+    let mut rows = Rows::new([1, 1]);
+    let look = |rows: &mut Rows| (0..10).filter(|_| rows.next()).count();
+    assert_eq!(look(&mut rows), 3);
+    rows.restart();
+    let seen: Vec<bool> = (0..8).map(|_| rows.next()).collect();
+    assert_eq!(seen, [false, true, false, false, false, true, false, false]);
 }

@@ -13,7 +13,7 @@ use latile_calibration::Method;
 use latile_export::compvis::Ema;
 #[cfg(feature = "onnx")]
 use latile_export::onnx::{OnnxParts, export_onnx};
-use latile_export::{ExportError, ExportOptions, Summary};
+use latile_export::{ExportError, ExportOptions, Summary, Winograd};
 use latile_runtime::format::Precision;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -97,6 +97,15 @@ pub(crate) struct Args {
     /// keep layers of these names in f16, such as unet.up_blocks.3.*; may be given again
     #[argh(option, arg_name = "glob")]
     pub(crate) keep_f16: Vec<String>,
+
+    /// for int8 and mixed: which 3 x 3 convolutions are computed by Winograd's F(2, 3), which takes two thirds of
+    /// the multiply-adds and rounds more: auto (those where that adds little noise), off or all (default auto)
+    #[argh(option, from_str_fn(winograd), arg_name = "which")]
+    pub(crate) winograd: Option<Winograd>,
+
+    /// leave convolutions of these names direct; may be given again
+    #[argh(option, arg_name = "glob")]
+    pub(crate) keep_direct: Vec<String>,
 
     /// for mixed: how much of each network's work may stay in f16, in percent (default 15); what stays are
     /// the layers that add most noise to the result for their work
@@ -212,6 +221,15 @@ fn method(name: &str) -> Result<Method, String> {
         .ok_or_else(|| "a method is mse, percentile, entropy or minmax".to_owned())
 }
 
+fn winograd(name: &str) -> Result<Winograd, String> {
+    match name {
+        "auto" => Ok(Winograd::Auto),
+        "off" => Ok(Winograd::Off),
+        "all" => Ok(Winograd::All),
+        _ => Err("it can be auto, off or all".to_owned()),
+    }
+}
+
 fn ema(name: &str) -> Result<Ema, String> {
     match name {
         "auto" => Ok(Ema::Auto),
@@ -279,9 +297,11 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let components: Vec<String> =
         summary.components.iter().map(|c| format!("{} {}", c.role, count(c.parameters))).collect();
     let int8 = summary.layers.iter().filter(|l| l.int8).count();
-    let layers = match summary.layers.len() {
-        0 => String::new(),
-        all => format!("; {int8} of {all} layers are int8"),
+    let layers = match (summary.layers.len(), summary.layers.iter().filter(|l| l.winograd).count())
+    {
+        (0, _) => String::new(),
+        (all, 0) => format!("; {int8} of {all} layers are int8"),
+        (all, fewer) => format!("; {int8} of {all} layers are int8, {fewer} by Winograd's F(2, 3)"),
     };
     Ok(say(&format!(
         "{}  {}, {}, from {}: {} parameters{layers}",

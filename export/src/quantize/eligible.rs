@@ -3,7 +3,10 @@
 //! Lives here: the rules that follow from the graph alone. What the table and the user say comes after, in the
 //! parent module.
 
-use latile_runtime::graph::{Graph, Node, Op, ValueKind, WeightId};
+use crate::ExportError;
+use crate::model::Component;
+use latile_runtime::graph::{Graph, Node, Op, Port, ValueKind, WeightId};
+use latile_runtime::tensor::Shape;
 use std::collections::BTreeMap;
 
 /// Most products in an int8 layer's sum that stay exact in 32 bits (docs/format.md).
@@ -34,6 +37,20 @@ pub(super) fn matrix(graph: &Graph, node: &Node) -> Option<Matrix> {
     let shape: Vec<usize> = graph.weight(weight).shape.iter().map(|&d| d as usize).collect();
     let (outputs, inputs) = (shape[0], shape[1]);
     Some(Matrix { weight, bias, outputs, inputs, window: shape[2..].iter().product() })
+}
+
+/// The shapes of a component's values where its input maps are squares of `side`.
+///
+/// # Errors
+/// A graph whose shapes cannot be told.
+pub(super) fn shapes(component: &Component, side: usize) -> Result<Vec<Shape>, ExportError> {
+    let graph = &component.graph;
+    let maps = |p: &&Port| matches!(graph.kind(p.value), ValueKind::Map(_));
+    let maps = graph.inputs.iter().filter(maps).count();
+    graph.infer(&vec![(side, side); maps]).map_err(|e| ExportError::Quantize {
+        layer: component.role.name().to_owned(),
+        why: e.to_string(),
+    })
 }
 
 /// Why the graph forbids a layer to be int8, by the index of its node; layers without a reason can be.

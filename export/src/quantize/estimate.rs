@@ -8,19 +8,21 @@
 //! SQNR_g = 10 · log10( S · p_g / (W · p_g + G · n_g) )
 //! ```
 //!
+//! A layer by Winograd's F(2, 3) rounds its input to three ranges, and `G · n_g` is a sum of three products.
+//!
 //! Errors that come in with the input are not in it: that is what measuring is for.
 
 use super::weights::Power;
-use super::{Layer, LayerSummary};
-use latile_calibration::LayerTable;
+use super::{Layer, LayerSummary, winograd};
 use latile_calibration::table::EXACT_DB;
+use latile_calibration::{LayerTable, Range};
 
 /// A layer's estimates, in dB.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Estimate {
     /// Of the result, by group.
     all: Vec<f32>,
-    /// Of the quantized input alone, by group.
+    /// Of the quantized input alone, by group; of several ranges, that of a direct convolution with as much noise.
     input: Vec<f32>,
     /// Of the rounded weights alone.
     weights: f32,
@@ -67,18 +69,21 @@ pub(super) fn relative_power(table: &LayerTable) -> Vec<f64> {
 }
 
 pub(crate) fn estimate(layer: &Layer, power: &Power) -> Estimate {
-    let noises = || layer.relative_power.iter().zip(&layer.ranges);
+    let noise = |ranges: &[Range]| -> f64 {
+        ranges.iter().zip(power.gain).map(|(r, gain)| gain * f64::from(r.error)).sum()
+    };
     Estimate {
-        all: noises()
-            .map(|(&p, r)| {
-                db(power.signal * p, power.weights * p + power.gain * f64::from(r.error))
-            })
+        all: layer
+            .relative_power
+            .iter()
+            .zip(layer.groups())
+            .map(|(&p, r)| db(power.signal * p, power.weights * p + noise(r)))
             .collect(),
         input: layer
             .power
             .iter()
-            .zip(&layer.ranges)
-            .map(|(&p, r)| db(f64::from(p), f64::from(r.error)))
+            .zip(layer.groups())
+            .map(|(&p, r)| db(f64::from(p), winograd::input_error(r)))
             .collect(),
         weights: db(power.signal, power.weights),
     }

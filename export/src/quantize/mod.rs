@@ -1,8 +1,8 @@
 //! From a float model to an int8 one, by a calibration table.
 //!
 //! Lives here: which layers become int8 ([`eligible`]; of a mixed model, [`share`]), the graph with them in it
-//! ([`rewrite`]), their weights as integers ([`weights`]), the estimate of what each layer loses ([`estimate`]), and
-//! which attentions multiply bytes ([`attention`]). Never here: how activations are observed (that is
+//! ([`rewrite`]), their weights as integers ([`weights`]), the estimate of what each layer loses ([`estimate`]), which
+//! convolutions take fewer products ([`winograd`]), and which attentions multiply bytes ([`attention`]). Never here: how activations are observed (that is
 //! `latile-calibration`'s), or how a weight lies in the file.
 
 mod attention;
@@ -12,10 +12,12 @@ mod glob;
 mod rewrite;
 mod share;
 mod weights;
+mod winograd;
 
 pub use attention::AttentionSummary;
 pub use glob::Glob;
 pub(crate) use rewrite::{Item, Planned};
+pub use winograd::{Winograd, most_noise_db};
 
 use crate::ExportError;
 use crate::model::Component;
@@ -23,8 +25,9 @@ use crate::source::WeightSource;
 use crate::tensors::Recipe;
 use eligible::Matrix;
 use latile_calibration::{ComponentTable, LayerTable, Method, Range, Table};
-use latile_runtime::graph::WeightSpec;
+use latile_runtime::graph::{WINOGRAD_RANGES, WeightSpec, winograd_filters};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use weights::Input;
 pub(crate) use weights::Quantized;
 
@@ -56,6 +59,10 @@ pub struct Quantization {
     pub keep_f16: Vec<Glob>,
     /// Which layers stay float in a mixed model; none in an int8 one.
     pub mixed: Option<Mixed>,
+    /// Which int8 convolutions are computed by Winograd's F(2, 3).
+    pub winograd: Winograd,
+    /// Convolutions that are not.
+    pub keep_direct: Vec<Glob>,
 }
 
 /// A convolution, or a linear layer over a map, in the exported model.
@@ -77,6 +84,13 @@ pub struct LayerSummary {
     pub input_sqnr_db: Vec<f32>,
     /// That of its rounded weights alone.
     pub weight_sqnr_db: Option<f32>,
+    /// Whether it is computed by Winograd's F(2, 3).
+    pub winograd: bool,
+    /// What its input's noise grows by if it is, in dB, in the worst group of timesteps: estimated from the table, for
+    /// int8 convolutions of 3 × 3 and stride 1.
+    pub winograd_noise_db: Option<f32>,
+    /// Why such a convolution is not.
+    pub direct: Option<String>,
 }
 
 impl LayerSummary {
@@ -97,7 +111,10 @@ pub(crate) struct Layer {
     weight: Recipe,
     spec: WeightSpec,
     input: Input,
+    /// `[group]`, or of Winograd's algorithm `[group][3]`.
     ranges: Vec<Range>,
+    /// Whether it is computed by Winograd's F(2, 3).
+    winograd: bool,
     /// Mean square of the scaled input by group, relative to that over all.
     relative_power: Vec<f64>,
     /// Mean square of the scaled input by group.
@@ -127,7 +144,28 @@ impl Layer {
                 table.neighbour,
             ),
             ranges,
+            winograd: false,
             power,
+        }
+    }
+
+    /// The same layer by Winograd's F(2, 3), with these ranges for each group of timesteps.
+    fn by_winograd(&self, ranges: Vec<[Range; WINOGRAD_RANGES]>) -> Self {
+        Self { ranges: ranges.into_flattened(), winograd: true, ..self.clone() }
+    }
+
+    /// Its ranges, by group of timesteps.
+    fn groups(&self) -> impl Iterator<Item = &[Range]> {
+        self.ranges.chunks(if self.winograd { WINOGRAD_RANGES } else { 1 })
+    }
+
+    /// The shape of its integers.
+    fn shape(&self) -> Vec<u32> {
+        let stored = &self.spec.shape;
+        if self.winograd {
+            vec![winograd_filters(stored[0]), stored[1], stored[2], 1]
+        } else {
+            stored.clone()
         }
     }
 
@@ -146,13 +184,16 @@ impl Layer {
         values: &mut Vec<f32>,
     ) -> Result<Quantized, ExportError> {
         self.weight.read(sources, &self.spec, values)?;
-        weights::quantize(values, self.matrix.window, &self.input).map_err(|index| {
-            ExportError::Quantize {
-                layer: self.name.clone(),
-                why: format!(
-                    "weight {index}, or what its row adds to the bias, would be absurdly large with this table; calibrate the model again"
-                ),
-            }
+        let quantized = if self.winograd {
+            winograd::quantize(values, &self.input)
+        } else {
+            weights::quantize(values, self.matrix.window, &self.input)
+        };
+        quantized.map_err(|index| ExportError::Quantize {
+            layer: self.name.clone(),
+            why: format!(
+                "weight {index}, or what its row adds to the bias, would be absurdly large with this table; calibrate the model again"
+            ),
         })
     }
 }
@@ -188,8 +229,11 @@ pub(crate) fn plan(
         });
     }
     let refused = eligible::refused(graph);
+    let multiple = component.multiple.max(1) as usize;
+    let shapes = eligible::shapes(&component, winograd::NOMINAL_SIDE.next_multiple_of(multiple))?;
     let (mut chosen, mut scores) = (Vec::new(), Vec::new());
     let mut reasons = vec![None; graph.nodes.len()];
+    let mut verdicts: BTreeMap<usize, winograd::Verdict> = BTreeMap::new();
     let mut values = Vec::new();
     let mut summaries = summaries(&component, |_| None);
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -206,28 +250,42 @@ pub(crate) fn plan(
             Some(format!("--keep-f16 {} asks for it", glob.text()))
         } else if let Some(ranges) = layer.ranges(how.method) {
             let weight = matrix.weight.index();
-            let layer = Layer::new(
+            let mut score = f64::from(layer.loss.unwrap_or(0.0));
+            let pixels = shapes[node.output.index()].pixels();
+            let mut verdict = winograd::decide(node, role, layer, how, pixels);
+            let direct = Layer::new(
                 i,
                 layer,
                 ranges,
                 matrix,
                 (&graph.weights[weight], &component.recipes[weight]),
             );
-            let measured = table.layer(&node.name).and_then(|l| l.loss);
-            let mut score = f64::from(measured.unwrap_or(0.0));
+            let ranges = verdict.as_mut().and_then(|v| v.ranges.take());
+            let mut layer = ranges.map_or_else(|| direct.clone(), |r| direct.by_winograd(r));
             let mut why = None;
             if examines(how, table) {
-                let quantized = layer.quantize(sources, &mut values)?;
-                progress(4 * values.len() as u64)?;
-                let found = estimate::estimate(&layer, &quantized.power);
-                score = found.noise_to_signal();
-                if let Some(Mixed::MinSqnr(least)) = how.mixed
-                    && f64::from(found.worst()) < least
-                {
-                    let worst = found.worst();
-                    why =
-                        Some(format!("its estimated SQNR is {worst:.1} dB, less than {least} dB"));
+                let mut examine = |layer: &Layer| {
+                    let quantized = layer.quantize(sources, &mut values)?;
+                    Ok::<_, ExportError>(estimate::estimate(layer, &quantized.power))
+                };
+                let too_little = |found: &estimate::Estimate| match how.mixed {
+                    Some(Mixed::MinSqnr(least)) if f64::from(found.worst()) < least => {
+                        let worst = found.worst();
+                        Some(format!("its estimated SQNR is {worst:.1} dB, less than {least} dB"))
+                    }
+                    _ => None,
+                };
+                let mut found = examine(&layer)?;
+                why = too_little(&found);
+                if why.is_some() && layer.winograd && how.winograd == Winograd::Auto {
+                    let lost = why.map(|why| format!("by Winograd's algorithm {why}"));
+                    layer = direct;
+                    found = examine(&layer)?;
+                    why = too_little(&found);
+                    verdict = verdict.map(|v| winograd::Verdict { why: lost, ..v });
                 }
+                progress(4 * (matrix.outputs * matrix.inputs * matrix.window) as u64)?;
+                score = found.noise_to_signal();
                 if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
                     found.put(s);
                 }
@@ -235,6 +293,7 @@ pub(crate) fn plan(
             if why.is_none() {
                 chosen.push(layer);
                 scores.push(score);
+                verdicts.extend(verdict.map(|v| (i, v)));
             }
             why
         } else {
@@ -265,6 +324,11 @@ pub(crate) fn plan(
         if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
             s.why = reasons[i].take();
             s.int8 = s.why.is_none();
+            if let Some(verdict) = verdicts.remove(&i).filter(|_| s.int8) {
+                s.winograd = verdict.why.is_none();
+                s.winograd_noise_db = verdict.noise_db;
+                s.direct = verdict.why;
+            }
         }
     }
     let groups = table.timestep_groups.clone();
@@ -288,6 +352,9 @@ fn summaries(component: &Component, why: impl Fn(&str) -> Option<String>) -> Vec
             sqnr_db: Vec::new(),
             input_sqnr_db: Vec::new(),
             weight_sqnr_db: None,
+            winograd: false,
+            winograd_noise_db: None,
+            direct: None,
         })
     };
     graph.nodes.iter().filter_map(of).collect()

@@ -108,10 +108,13 @@ pub(super) fn rewrite(
             layout: Layout::Plain,
         };
         let (n, channels) = (layer.matrix.outputs, layer.matrix.inputs);
-        let integers = WeightSpec { dtype: DType::I8, layout: Layout::Packed16x4, ..spec.clone() };
+        let shape = layer.shape();
+        let rows = shape[0] as usize;
+        let (dtype, layout) = (DType::I8, Layout::Packed16x4);
+        let integers = WeightSpec { shape, dtype, layout, ..spec.clone() };
         place.insert(old, list.push(integers, Item::Weight(index)));
-        let weight_scale = list.push(plain("weight_scale", n, DType::F32), Item::Scale);
-        let weight_sum = list.push(plain("weight_sum", n, DType::I32), Item::Sum);
+        let weight_scale = list.push(plain("weight_scale", rows, DType::F32), Item::Scale);
+        let weight_sum = list.push(plain("weight_sum", rows, DType::I32), Item::Sum);
         let input_scale = layer
             .input
             .scale
@@ -145,7 +148,7 @@ pub(super) fn rewrite(
                 weight_scale: p.weight_scale,
                 weight_sum: p.weight_sum,
                 input_scale: p.input_scale,
-                winograd: false,
+                winograd: layers[index].winograd,
             });
         } else {
             renumber(&mut node.op, new);

@@ -5,7 +5,6 @@
 use super::eligible;
 use crate::ExportError;
 use crate::model::Component;
-use latile_runtime::graph::{Port, ValueKind};
 
 /// Side of the input that shares of the work are counted at, in multiples of what the network takes. Those of
 /// convolutions and linear layers are next to the same at any size.
@@ -35,13 +34,7 @@ pub(super) fn kept(
     share: f64,
 ) -> Result<Vec<Kept>, ExportError> {
     let graph = &component.graph;
-    let side = SIDE * component.multiple.max(1) as usize;
-    let maps = |p: &&Port| matches!(graph.kind(p.value), ValueKind::Map(_));
-    let maps = graph.inputs.iter().filter(maps).count();
-    let shapes = graph.infer(&vec![(side, side); maps]).map_err(|e| ExportError::Quantize {
-        layer: component.role.name().to_owned(),
-        why: e.to_string(),
-    })?;
+    let shapes = eligible::shapes(component, SIDE * component.multiple.max(1) as usize)?;
     let macs = |node: usize| graph.node_macs(&graph.nodes[node], &shapes);
     let layers =
         (0..graph.nodes.len()).filter(|&i| eligible::matrix(graph, &graph.nodes[i]).is_some());

@@ -57,18 +57,48 @@ impl Input {
         Self { scale, mean, variance, neighbour }
     }
 
+    /// Input channels.
+    pub(super) fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Correlation of neighbouring pixels.
+    pub(super) fn neighbour(&self) -> f32 {
+        self.neighbour
+    }
+
+    /// An input that is scaled already, with so many times the mean and the variance.
+    pub(super) fn times(&self, mean: f32, variance: f32) -> Self {
+        Self {
+            scale: None,
+            mean: self.mean.iter().map(|m| m * mean).collect(),
+            variance: self.variance.iter().map(|v| v * variance).collect(),
+            neighbour: self.neighbour,
+        }
+    }
+
+    /// Divides a filter's weights by what their channels are multiplied by.
+    pub(super) fn divide(&self, row: &mut [f32], window: usize) {
+        if let Some(scale) = &self.scale {
+            for (weights, &s) in row.chunks_exact_mut(window).zip(scale) {
+                weights.iter_mut().for_each(|w| *w /= s);
+            }
+        }
+    }
+
     /// Whether the input has a mean, so that a bias can make up for rounded weights.
     pub(super) fn has_mean(&self) -> bool {
         self.mean.iter().any(|&m| m != 0.0)
     }
 }
 
-/// What a layer's weights became; the integers themselves replace the weights.
+/// What a layer's weights became; the integers themselves replace the weights. Of a layer by Winograd's F(2, 3) there are
+/// rows for each point and channel, and a bias for each channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Quantized {
-    /// What one step of a stored weight is worth, for each output channel.
+    /// What one step of a stored weight is worth, for each row.
     pub(crate) scale: Vec<f32>,
-    /// Sum of the stored weights of each output channel, a whole number.
+    /// Sum of the stored weights of each row, a whole number.
     pub(crate) sum: Vec<f32>,
     /// What the bias gains: `Σ E[x] · (w − ŵ)`.
     pub(crate) bias: Vec<f32>,
@@ -83,8 +113,9 @@ pub(crate) struct Power {
     pub(super) signal: f64,
     /// Of the error that rounded weights make.
     pub(super) weights: f64,
-    /// Σ ŵ²: what white noise of mean square 1 in the scaled input becomes.
-    pub(super) gain: f64,
+    /// Σ ŵ²: what white noise of mean square 1 in the scaled input becomes; where it is rounded to several ranges,
+    /// in what each of them is for.
+    pub(super) gain: [f64; 3],
     /// The error that the weights would make if each were rounded to the nearest.
     pub(super) nearest: f64,
 }
@@ -112,11 +143,7 @@ pub(super) fn quantize(
     let mut errors = vec![0f32; depth];
     let sound = |w: &f32| w.abs() <= LARGEST;
     for (n, row) in values.chunks_exact_mut(depth).enumerate() {
-        if let Some(scale) = &input.scale {
-            for (weights, &s) in row.chunks_exact_mut(window).zip(scale) {
-                weights.iter_mut().for_each(|w| *w /= s);
-            }
-        }
+        input.divide(row, window);
         if let Some(k) = row.iter().position(|w| !sound(w)) {
             return Err(n * depth + k);
         }
@@ -144,7 +171,7 @@ pub(super) fn quantize(
             sum += f64::from(q);
             squares += f64::from(q * q);
         }
-        out.power.gain += squares * unit * unit;
+        out.power.gain[0] += squares * unit * unit;
         out.scale.push(scale);
         out.sum.push(sum as f32);
         let bias = (shift * unit) as f32;
@@ -199,7 +226,7 @@ fn choose_scale(row: &[f32], importance: &[f32]) -> f32 {
 }
 
 /// The mean square that the row `d` of weights, or of their errors in units of `unit`, makes of the input.
-fn form(d: &[f32], window: usize, input: &Input, unit: f64) -> f64 {
+pub(super) fn form(d: &[f32], window: usize, input: &Input, unit: f64) -> f64 {
     let rho = input.neighbour;
     let mut total = 0f64;
     for (d, &v) in d.chunks_exact(window).zip(&input.variance) {

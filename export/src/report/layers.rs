@@ -1,4 +1,4 @@
-//! The worst layers, those that stayed float, and the attentions.
+//! The worst layers, those that stayed float, the convolutions by Winograd's algorithm, and the attentions.
 
 use super::QualityReport;
 use super::html::{db, escape};
@@ -46,6 +46,30 @@ pub(super) fn kept(page: &mut String, report: &QualityReport<'_>) {
             escape(&l.layer),
             l.weights,
             escape(l.why.as_deref().unwrap_or_default())
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+pub(super) fn winograd(page: &mut String, report: &QualityReport<'_>) {
+    let asked =
+        || report.layers.iter().map(|l| l.summary).filter(|l| l.winograd || l.direct.is_some());
+    if asked().next().is_none() {
+        return;
+    }
+    page.push_str("<h2>Winograd’s F(2, 3)</h2>\n<p class=\"note\">Convolutions of 3 × 3 and stride 1, which it computes with two thirds of the multiply-adds. Noise: what that of the rounded input grows by, estimated, in dB, in the worst group of timesteps.</p>\n<table id=\"winograd\">\n<tr><th>network</th><th>layer</th><th class=\"n\">noise</th><th>computed</th></tr>\n");
+    for l in asked() {
+        let computed = match &l.direct {
+            None => "by Winograd’s F(2, 3)".to_owned(),
+            Some(why) => format!("directly: {why}"),
+        };
+        let _ = writeln!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+            escape(&l.component),
+            escape(&l.layer),
+            db(l.winograd_noise_db),
+            escape(&computed)
         );
     }
     page.push_str("</table>\n");

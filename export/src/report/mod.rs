@@ -152,6 +152,7 @@ impl<'a> QualityReport<'a> {
         heatmap::write(&mut page, self);
         layers::worst(&mut page, self);
         layers::kept(&mut page, self);
+        layers::winograd(&mut page, self);
         layers::attentions(&mut page, self);
         bytes::write(&mut page, self);
         page.push_str("</body>\n</html>\n");
@@ -160,9 +161,16 @@ impl<'a> QualityReport<'a> {
 
     fn facts(&self, page: &mut String) {
         let int8 = self.layers.iter().filter(|l| l.summary.int8).count();
+        let fewer = self.layers.iter().filter(|l| l.summary.winograd).count();
         let mut rows: Vec<(&str, String)> = vec![
             ("Precision", html::json_word(&self.precision)),
-            ("Layers", format!("{int8} of {} are int8", self.layers.len())),
+            (
+                "Layers",
+                format!(
+                    "{int8} of {} are int8, {fewer} of them by Winograd's F(2, 3)",
+                    self.layers.len()
+                ),
+            ),
             ("File", html::bytes(self.bytes)),
             ("Weights", self.source_hash.to_owned()),
             ("Calibrated with", self.pictures.join(", ")),

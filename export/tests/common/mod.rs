@@ -149,6 +149,13 @@ fn step<'v>(
     n: usize,
 ) -> Map {
     match *op {
+        Op::Conv2d { weight, bias, pad, quant: Some(ref q), .. } if q.winograd => winograd(
+            w,
+            x(0),
+            (weight, w.bias(bias, n)),
+            [pad.top, pad.left, pad.bottom, pad.right],
+            q,
+        ),
         Op::Conv2d { weight, bias, kernel, stride, pad, ref quant } => {
             let [kh, kw] = kernel.map(|v| v as usize);
             let [sh, sw] = stride.map(|v| v as usize);
@@ -346,6 +353,68 @@ fn conv(
         }
     }
     out.data.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % n]);
+    out
+}
+
+/// An int8 convolution by Winograd's F(2, 3), as docs/format.md defines it.
+fn winograd(
+    w: &Weights<'_>,
+    x: &Map,
+    (weight, bias): (WeightId, Vec<f64>),
+    pad: [u32; 4],
+    q: &Quant,
+) -> Map {
+    let n = bias.len();
+    let m = w.component.spec().graph.weight(weight).shape[0] as usize / 4;
+    let packed = w.flat(weight);
+    let (scale, total) = (w.flat(q.weight_scale), w.flat(q.weight_sum));
+    let input_scale = q.input_scale.map_or(vec![1.0; x.c], |id| w.flat(id));
+    let group = w.group.min(q.ranges.len() / 3 - 1);
+    let [top, left, bottom, right] = pad.map(|v| v as usize);
+    let mut out = Map::zeros(x.h + top + bottom - 2, x.w + left + right - 2, n);
+    let pixel = |y: usize, at: usize, c: usize| {
+        let (y, at) = (y.checked_sub(top), at.checked_sub(left));
+        match (y.filter(|&y| y < x.h), at.filter(|&at| at < x.w)) {
+            (Some(y), Some(at)) => x.data[(y * x.w + at) * x.c + c] as f32,
+            _ => 0.0,
+        }
+    };
+    for oy in 0..out.h {
+        for ox in (0..out.w).step_by(2) {
+            let mut sums = vec![[0f64; 4]; n];
+            for ky in 0..3 {
+                for c in 0..x.c {
+                    let v = [0, 1, 2, 3].map(|i| pixel(oy + ky, ox + i, c));
+                    let seen = [v[0] - v[2], v[1] + v[2], v[2] - v[1], v[1] - v[3]];
+                    for (k, d) in seen.into_iter().enumerate() {
+                        let r = q.ranges[3 * group + k % 3];
+                        let multiplier = input_scale[c] as f32 * (1.0 / r.scale);
+                        let byte =
+                            f64::from((d * multiplier).round_ties_even()) + f64::from(r.zero_point);
+                        for (o, sum) in sums.iter_mut().enumerate() {
+                            let row = k * m + o;
+                            let place = (row / 16 * 3 + ky) * x.c.div_ceil(4) + c / 4;
+                            let w = packed[(place * 16 + row % 16) * 4 + c % 4];
+                            sum[k] += byte.clamp(0.0, 255.0) * w;
+                        }
+                    }
+                }
+            }
+            for (o, sums) in sums.iter().enumerate() {
+                let of = |k: usize| {
+                    let (r, row) = (q.ranges[3 * group + k % 3], k * m + o);
+                    let sum = sums[k] - f64::from(r.zero_point) * total[row];
+                    sum as f32 * (r.scale * scale[row] as f32)
+                };
+                let [a, b, c, d] = [0, 1, 2, 3].map(of);
+                for (i, y) in [a + (b + c), (b - c) - d].into_iter().enumerate() {
+                    if ox + i < out.w {
+                        out.data[(oy * out.w + ox + i) * n + o] = f64::from(y) + bias[o];
+                    }
+                }
+            }
+        }
+    }
     out
 }
 

@@ -11,7 +11,7 @@ use latile_calibration::{CalibrationError, Comparison, Options, PictureSet, Tabl
 use latile_cpu::session::CpuBackend;
 use latile_export::quantize::KEEP_SHARE;
 use latile_export::report::{Pictures, QualityReport};
-use latile_export::{ExportOptions, Glob, Mixed, Quantization, Summary};
+use latile_export::{ExportOptions, Glob, Mixed, Quantization, Summary, Winograd};
 use latile_runtime::format::{Model, Precision};
 use std::fs::File;
 use std::io::Write;
@@ -50,6 +50,8 @@ impl<'a> Request<'a> {
             ("--calibration", args.calibration.is_some()),
             ("--method", args.method.is_some()),
             ("--keep-f16", !args.keep_f16.is_empty()),
+            ("--winograd", args.winograd.is_some()),
+            ("--keep-direct", !args.keep_direct.is_empty()),
             ("--keep-share", args.keep_share.is_some()),
             ("--min-sqnr", args.min_sqnr.is_some()),
             ("--table", args.table.is_some()),
@@ -88,6 +90,11 @@ impl<'a> Request<'a> {
         }
         if args.min_sqnr.is_some_and(|db| !(0.0..=100.0).contains(&db)) {
             return usage("--min-sqnr can be 0 to 100 dB");
+        }
+        if args.winograd == Some(Winograd::Off) && !args.keep_direct.is_empty() {
+            return usage(
+                "--winograd off leaves every convolution direct; --keep-direct names some of them",
+            );
         }
         let from = if path.is_dir() { From::Pictures(path) } else { From::Table(path) };
         if let (From::Table(_), Some(_)) = (&from, &args.table) {
@@ -190,6 +197,8 @@ fn quantizing(args: &Args, job: &Job<'_>, table: Table, mixed: Option<Mixed>) ->
         method: args.method.unwrap_or_default(),
         keep_f16: args.keep_f16.iter().map(Glob::new).collect(),
         mixed,
+        winograd: args.winograd.unwrap_or_default(),
+        keep_direct: args.keep_direct.iter().map(Glob::new).collect(),
     };
     ExportOptions { quantization: Some(quantization), ..job.options.clone() }
 }
