@@ -6,7 +6,7 @@
 use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
-use crate::observe::pairs::{Extremes, KINDS, Pairs, Rows};
+use crate::observe::pairs::{Extremes, KINDS, Pairs};
 use crate::observe::{Moments, Spread};
 use crate::table::{
     ComponentTable, GroupTable, LayerTable, Range, Ranges, WinogradRanges, int8_layers,
@@ -24,8 +24,8 @@ struct Layer {
     name: String,
     weight: WeightId,
     segments: Vec<u32>,
-    /// Which rows show what Winograd's algorithm would read; none where the layer cannot be computed so.
-    winograd: Option<Rows>,
+    /// How Winograd's algorithm would find its rows padded; none where the layer cannot be computed so.
+    winograd: Option<[usize; 2]>,
     /// The first pass, by group of timesteps.
     moments: Vec<Moments>,
     /// That of `winograd`; empty without.
@@ -120,8 +120,6 @@ impl Collector {
         let Some(&i) = component.index.get(name) else { return };
         let layer = &mut component.layers[i];
         debug_assert_eq!(channels, layer.moments[group].channels());
-        let looked_at = layer.winograd.as_mut().is_some_and(Rows::next);
-        let pairs = layer.winograd.as_ref().filter(|_| looked_at);
         match self.pass {
             Pass::Moments => {
                 if let Err(value) = layer.moments[group].add(row) {
@@ -134,13 +132,13 @@ impl Collector {
                     });
                     return;
                 }
-                if let Some(rows) = pairs {
-                    let found = self.pairs.of(row, channels, rows);
+                if let Some(pad) = layer.winograd {
+                    let found = self.pairs.of(row, channels, pad);
                     layer.bounds[group].iter_mut().zip(found).for_each(|(b, f)| b.add(f));
                 }
             }
             Pass::Spreads => {
-                let found = pairs.map(|rows| self.pairs.of(row, channels, rows));
+                let found = layer.winograd.map(|pad| self.pairs.of(row, channels, pad));
                 for candidate in &mut layer.candidates {
                     candidate.spreads[group].add(row);
                     if let Some(found) = found {
@@ -168,9 +166,6 @@ impl Collector {
                         .into_iter()
                         .map(|scale| Candidate::new(scale, &layer.moments, &layer.bounds))
                         .collect();
-                if let Some(rows) = &mut layer.winograd {
-                    rows.restart();
-                }
             }
         }
         Ok(())
@@ -245,7 +240,7 @@ impl Component {
                 return Err(format!("two layers of its {} are called {}", spec.role, node.name));
             }
             let channels = channels as usize;
-            let winograd = winograd_pad(&spec.graph, node).map(Rows::new);
+            let winograd = winograd_pad(&spec.graph, node);
             let bounds = || [(); KINDS].map(|()| Extremes::new(channels));
             layers.push(Layer {
                 name: node.name.clone(),

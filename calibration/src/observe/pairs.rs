@@ -8,11 +8,6 @@
 
 /// The quantities, in the order of a layer's ranges.
 pub(crate) const KINDS: usize = 3;
-/// Of this many rows one is looked at: neighbouring rows are alike, and that one costs more than the rest of a pass.
-const STRIDE: u64 = 4;
-/// Which of them: the first row of a map would lie at its edge each time.
-const FIRST: u64 = 1;
-
 /// The quantities of a row, pixels by channels.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pairs {
@@ -20,36 +15,15 @@ pub(crate) struct Pairs {
     found: [Vec<f32>; KINDS],
 }
 
-/// Which rows of a layer's input are looked at, and how they are padded.
-#[derive(Clone, Debug)]
-pub(crate) struct Rows {
-    /// Pixels of zero to the left and to the right.
-    pad: [usize; 2],
-    seen: u64,
-}
-
-impl Rows {
-    pub(crate) fn new(pad: [usize; 2]) -> Self {
-        Self { pad, seen: 0 }
-    }
-
-    /// Counts one more row; whether it is looked at.
-    pub(crate) fn next(&mut self) -> bool {
-        let at = self.seen % STRIDE;
-        self.seen += 1;
-        at == FIRST
-    }
-
-    /// Begins the next pass, over the same rows.
-    pub(crate) fn restart(&mut self) {
-        self.seen = 0;
-    }
-}
-
 impl Pairs {
-    /// The quantities of `row`: pixels two apart, sums, differences.
-    pub(crate) fn of(&mut self, row: &[f32], channels: usize, rows: &Rows) -> &[Vec<f32>; KINDS] {
-        let [left, right] = rows.pad.map(|n| n * channels);
+    /// The quantities of `row`, with `pad` pixels of zeros to the left and right: pixels two apart, sums, differences.
+    pub(crate) fn of(
+        &mut self,
+        row: &[f32],
+        channels: usize,
+        pad: [usize; 2],
+    ) -> &[Vec<f32>; KINDS] {
+        let [left, right] = pad.map(|n| n * channels);
         self.padded.clear();
         self.padded.resize(left, 0.0);
         self.padded.extend_from_slice(row);

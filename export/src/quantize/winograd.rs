@@ -32,8 +32,9 @@ pub const fn most_noise_db(role: Role) -> f32 {
 /// Side of the component's input at which the pixels of a layer's output are counted.
 pub(super) const NOMINAL_SIDE: usize = 64;
 /// Least pixels of a layer's output for it to be worth while: weights grow by a third, and where there are few pixels
-/// they are most of what a layer reads.
-const LEAST_PIXELS: usize = 1;
+/// they are most of what a layer reads. Of the published LDM-SR's U-Net the layers of 32 x 32 take 0.8 of the direct ones'
+/// time, those of 16 x 16 as much, those of 8 x 8 more.
+const LEAST_PIXELS: usize = 512;
 /// Side of the window.
 const SIDE: usize = 3;
 /// Weights of a window.
