@@ -6,6 +6,11 @@
 //! crate would want. Everything panics with what went wrong: its callers are tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../targets/cpu/tests/common/effort.rs"]
+mod effort;
+
+pub use effort::cases;
+
 use latile_export::{ExportOptions, export};
 use latile_runtime::backend::{Backend, Room, Session};
 use latile_runtime::format::{Model, Precision, Role};

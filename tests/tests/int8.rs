@@ -10,7 +10,7 @@ use latile_export::{ExportOptions, Quantization, Winograd};
 use latile_runtime::format::{Model, Precision, Role, Writer};
 use latile_runtime::graph::{Graph, Op, WeightId};
 use latile_runtime::pipeline::{Options, Picture, Pixels, upscale_rows};
-use latile_tests::{Exported, Tensors, exported, exported_with, fixture, run};
+use latile_tests::{Exported, Tensors, cases, exported, exported_with, fixture, run};
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -166,9 +166,7 @@ fn the_same_file_and_the_same_bits_everywhere() {
                 check(&format!("{role} on {on}"), &found, recorded);
             }
         });
-        // Emulated elsewhere, and slow there.
-        let most = if cfg!(target_arch = "x86_64") { 8 } else { 2 };
-        on_all(1..=most, |backend, on| {
+        on_all(1..=cases(8, 2), |backend, on| {
             check(&format!("a run on {on}"), &upscaled(backend, &exported.model), recorded[3]);
         });
     }

@@ -4,9 +4,12 @@
 mod common;
 #[path = "common/compare.rs"]
 mod compare;
+#[path = "common/effort.rs"]
+mod effort;
 
 use common::Net;
 use compare::check;
+use effort::cases;
 use latile_runtime::graph::{Pad, ValueId};
 use latile_runtime::tensor::DType;
 use proptest::prelude::*;
@@ -108,11 +111,8 @@ fn grow(net: &mut Net, h: usize, w: usize, ops: &[(u8, u8, u8)]) {
     net.output("middle", middle.id);
 }
 
-/// Fewer under emulation, where each takes seconds.
-const CASES: u32 = if cfg!(target_arch = "aarch64") { 4 } else { 48 };
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48, 4) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_networks_in_f32(
