@@ -17,7 +17,7 @@ mod winograd;
 pub use attention::AttentionSummary;
 pub use glob::Glob;
 pub(crate) use rewrite::{Item, Planned};
-pub use winograd::{Winograd, most_noise_db};
+pub use winograd::{MOST_NOISE_DB, Winograd};
 
 use crate::ExportError;
 use crate::model::Component;

@@ -155,6 +155,9 @@ impl Kernel for TileJob<'_> {
         while panel < self.panels[1] {
             let panels = self.family.panels().min(self.panels[1] - panel);
             for point in 0..points {
+                if points > 1 && point + 1 == points {
+                    self.announce(s, panel, panels);
+                }
                 let (mut ky, mut start) = (0, 0);
                 while ky < kh {
                     let stretch = Stretch::at(ky, start, kh, self.run, self.k_block);

@@ -123,6 +123,17 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
 }
 
 impl TileJob<'_> {
+    /// Asks for what [`TileJob::join`] will read and write, while the last of the sums are made.
+    #[inline(always)]
+    pub(super) fn announce<S: Simd>(&self, s: S, panel: usize, panels: usize) {
+        let width = self.shape.out()[1];
+        for y in self.y[0]..self.y[1] {
+            let mut patch = self.epilogue.patch([y, self.x[0]], width, 1, panel, panels);
+            patch.pixels = self.x[1] - self.x[0];
+            self.epilogue.announce(s, &patch);
+        }
+    }
+
     /// Finishes the windows of some panels, whose sums at the points lie at `acc`, `[point][y][pair][panels][16]`, with
     /// room for [`FINISH_PIXELS`] behind them.
     ///
@@ -144,7 +155,6 @@ impl TileJob<'_> {
             while pair < pairs {
                 let some = (FINISH_PIXELS / 2).min(pairs - pair);
                 patch.pixels = (2 * some).min(windows - 2 * pair);
-                epilogue.announce(s, &patch);
                 for q in 0..panels {
                     let lanes = Lanes::new(s, dequantize, self.shape.filters() / POINTS, panel + q);
                     // SAFETY: the caller's.
