@@ -49,9 +49,9 @@ const ATTENTION: [&str; 2] = [
 
 /// The file of `sr` with all convolutions by Winograd's F(2, 3) that can be, and what its U-Net and decoder make.
 const WINOGRAD: [&str; 3] = [
-    "f8a66053aed5b2913c4cbdb01dd93e112b1c35a06e3e3edec1d4a430558d75f8",
-    "167106adfc15516925635e65d65b8786718ad6102b0b295e020a2466bc3e8a49",
-    "7a8b92a623c04cff1d90bbe34fc5e9ae59ce51451c63fbce4e1083f61ed77ec6",
+    "3a0a96e3ea9fa6fbe9951a44b3a2d0ef572f833e49b9976ee01599c90971e1eb",
+    "3c1bfaac5b9f7b803b15b9cb0e2f0f02bcf945e4a23d9a321001ce6f66488bbe",
+    "42a620db342d816734d3e95a6d4a1f73070400bd2047c35af073cd92a3662a3a",
 ];
 
 /// The float model of `name`, calibrated over a trajectory of two steps.

@@ -1,5 +1,6 @@
 //! The fused convolution against plain loops, bit for bit, on every instruction set and for
 //! one to four threads.
+// Size: one table of cases, and one check, for every kind of convolution.
 
 #![allow(clippy::unwrap_used)]
 
