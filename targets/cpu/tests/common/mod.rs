@@ -223,11 +223,12 @@ impl Net {
     /// A square window.
     pub(crate) fn conv(&mut self, x: ValueId, n: u32, k: u32, stride: u32, pad: Pad) -> ValueId {
         let c = self.channels(x);
-        let (weight, quant) = if self.int8.is_some() && (k, stride) == (3, 1) && n % 3 != 0 {
-            self.winograd(n, c)
-        } else {
-            self.matrix(x, &[n, c, k, k])
-        };
+        let (weight, quant) =
+            if self.int8.is_some() && (k, stride) == (3, 1) && !n.is_multiple_of(3) {
+                self.winograd(n, c)
+            } else {
+                self.matrix(x, &[n, c, k, k])
+            };
         let bias = Some(self.plain(n, 0.0, 0.3));
         let op = Op::Conv2d { weight, bias, kernel: [k, k], stride: [stride, stride], pad, quant };
         self.node(op, &[x], ValueKind::Map(n))
