@@ -1,4 +1,4 @@
-//! Where a component's time goes: its steps, slowest first, by the least of several runs on noise-free input.
+//! Where a component's time goes: its steps, slowest first, by the least of several runs on made-up input.
 //!
 //!     cargo run --release -p latile-cpu --example layers -- MODEL unet|decoder|encoder HxW [THREADS [RUNS]]
 //!

@@ -125,10 +125,11 @@ impl Conv<'_> {
         for y in 0..oh {
             for x in 0..ow {
                 for o in 0..n {
+                    let index = (y * ow + x) * n + o;
+                    let add = self.add.map_or(0.0, |b| b[o]);
                     if self.shape.winograd {
-                        let index = (y * ow + x) * n + o;
+                        let bias = self.bias.map_or(0.0, |b| b[o]) + add;
                         let sum = self.of_pair(&at, [y, x], o);
-                        let bias = self.bias.map_or(0.0, |b| b[o]) + self.add.map_or(0.0, |b| b[o]);
                         out[index] = self.finished(sum + bias, index);
                         continue;
                     }
@@ -156,9 +157,7 @@ impl Conv<'_> {
                             whole as f32 * (ranges[0].scale * scale[filter])
                         }
                     };
-                    let index = (y * ow + x) * n + o;
-                    let bias =
-                        self.bias.map_or(0.0, |b| b[filter]) + self.add.map_or(0.0, |b| b[o]);
+                    let bias = self.bias.map_or(0.0, |b| b[filter]) + add;
                     out[index] = self.finished(sum + bias, index);
                 }
             }
@@ -167,7 +166,8 @@ impl Conv<'_> {
     }
 
     fn finished(&self, v: f32, index: usize) -> f32 {
-        (v + self.residual.map_or(0.0, |r| r[index])) * self.output_scale
+        // Not plus 0 where there is none: that would lose a zero's sign.
+        self.residual.map_or(v, |r| v + r[index]) * self.output_scale
     }
 
     /// Output channel `o` of pixel `[y, x]` by Winograd's F(2, 3), before the bias; `at` gives the padded input. See

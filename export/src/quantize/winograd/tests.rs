@@ -277,9 +277,9 @@ fn the_worst_group_decides() {
     assert!(why(&quiet, Winograd::All, "unet.mid.*").contains("--keep-direct unet.mid.*"));
     let small = |winograd| {
         let how = how(winograd, "none");
-        super::decide(&node, Role::Unet, &quiet, &how, 256).unwrap().ranges.is_some()
+        super::decide(&node, Role::Unet, &quiet, &how, 255).unwrap().ranges.is_some()
     };
-    assert!(small(Winograd::All) && !small(Winograd::Auto), "256 pixels are few");
+    assert!(small(Winograd::All) && !small(Winograd::Auto), "255 pixels are few");
     let mut old = quiet.clone();
     old.groups[1].winograd = None;
     assert!(why(&old, Winograd::All, "none").contains("no ranges"));

@@ -89,7 +89,7 @@ fn compute(
     let conv = |(weight, bias, quant): Matrix<'_>, window| {
         let w = plain(weight);
         let filters = component.spec().graph.weight(weight).shape[0] as usize;
-        let b = bias.map_or(vec![0.0; filters.max(out.channels())], plain);
+        let b = bias.map_or(vec![0.0; filters], plain);
         let Some(quant) = quant else {
             return ops::conv2d(x(0), shape(0), &w, &b, window, out);
         };

@@ -44,7 +44,7 @@ pub(super) struct TileJob<'a> {
     pub(super) k_block: usize,
     /// `[2][n]`, sums and squares of this job's block.
     pub(super) sums: Option<*mut f64>,
-    /// Sums: 16 for each pixel and panel of the kernel; see [`ConvPlan::tile_len`](super::conv_plan::ConvPlan).
+    /// Sums: 16 for each pixel and panel of the kernel; see `ConvPlan::tile_len`.
     pub(super) acc: *mut u32,
     /// Where weights are widened first: the kernel that then takes their place.
     pub(super) widened: Option<&'static MatmulKernel>,
@@ -183,7 +183,7 @@ impl Kernel for TileJob<'_> {
                         }
                         let row_sums = if whole { 0 } else { (point * lines + line) * cols };
                         let mut units = Units {
-                            // SAFETY: a row of the band has all points.
+                            // SAFETY: the band has all points.
                             a: unsafe { self.band.add(point * self.band_plane) },
                             a_stride: 4 * sx * self.column,
                             runs: runs.as_ptr(),

@@ -53,8 +53,11 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
         let columns = slots[0].len() / pitch;
         for first in (0..columns).step_by(PAIRS) {
             let pairs = PAIRS.min(columns - first);
+            // The first two pixels are the last two of the pairs before.
+            let kept = if first == 0 { 0 } else { 2 };
+            room.copy_within(2 * PAIRS * c..(2 * PAIRS + kept) * c, 0);
             let row = &mut room[..(2 * pairs + 2) * c];
-            band.fill_row(v, x + 2 * first, row);
+            band.fill_row(v, x + 2 * first + kept, &mut row[kept * c..]);
             let to = slots.each_mut().map(|slot| &mut slot[first * pitch..][..pairs * pitch]);
             input.level.dispatch(Transform { points: self, c, row, to });
         }
