@@ -25,9 +25,9 @@ const RECORDED: [Recorded; 2] = [
         "sr",
         [
             "1d0f70400219f0091ffd5913ce82da2bd7ea4d73f464ee373715332526cc03d5",
-            "2548302d1f2b683128b094c7c4190fe9bf410e106b36d19140923e8333e69d9c",
-            "bc25761a93e66e87a704bf370f861f50266cd433d31a5e1beb12a6e2aa943d6e",
-            "5c8bba961e54a70b12136c841c0f581535ed1fd645a4734baa887ce9e5ca3919",
+            "1d903a5079ce14d086743d6d6a0463b0552f46b47251f3221c2f9dcefeb33d7f",
+            "c459f3a4f8c0f05212fdafd4a410907df74503c0ef104948e305855a88b23ea8",
+            "8282ce97199b1c654b49326aa936e5b0ecba35e3d10fa467408ff9dd2651f812",
         ],
     ),
     (
@@ -35,23 +35,23 @@ const RECORDED: [Recorded; 2] = [
         [
             "a9882be61a72504b1280f62bdb491c29fc0586a177c4dc18d8d414d11e3bddbf",
             "fce6353ac4a358d48e9178b68a64fa1c5888fba1e7c2c857b33f53c3605ec56a",
-            "53bd373f766cd213febb1b5e96d69c0c7f829bfaf473300d8e086a3b47c676c5",
-            "4351b0a56ff6a32189af2607e3de07df59f0a3e6f804984001d92dd1c00e6e96",
+            "d41210ad432a731b70009db612223eea98ab4a21d929fb10f097677ca018c2ab",
+            "efae5df39fbe4ad147004a8245a67833f07bfbe50debfce566fd7fd1eeec3cb4",
         ],
     ),
 ];
 
 /// U-Net and decoder of `sr`, all attention in int8.
 const ATTENTION: [&str; 2] = [
-    "e7b05b7b66dc3ae7a0804396bd7df93a235cc2cfb50d9a569a77dc39e7fe5ef3",
-    "a4c681d56792fd68ab05eb6057fbc1f55816342a58598fb4f15f8f8696cb4ef4",
+    "9ed9cb37ca5f64bbb1d0e2288a5dd2d8a6e2a297825c61279fdc4697a3bc0d38",
+    "3b765cc895d6dd274e2aefca980eb426fabc23be3cd336ceb2200e110d44c477",
 ];
 
 /// The file of `sr` with all convolutions by Winograd's F(2, 3) that can be, and what its U-Net and decoder make.
 const WINOGRAD: [&str; 3] = [
     "3a0a96e3ea9fa6fbe9951a44b3a2d0ef572f833e49b9976ee01599c90971e1eb",
-    "3c1bfaac5b9f7b803b15b9cb0e2f0f02bcf945e4a23d9a321001ce6f66488bbe",
-    "42a620db342d816734d3e95a6d4a1f73070400bd2047c35af073cd92a3662a3a",
+    "f061b6fbcfb6146c641348e857da62ab77cfc3b6960478c8c560eaaf47a51145",
+    "7662c7481bfed62228ee289fd681bb4a5b364819275406530a911037b65590ee",
 ];
 
 /// The float model of `name`, calibrated over a trajectory of two steps.

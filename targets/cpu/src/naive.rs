@@ -8,19 +8,26 @@ use crate::steps::attention;
 use crate::steps::conv::ConvShape;
 use latile_runtime::graph::QuantRange;
 
+/// SiLU of a number, as it is and as bytes are made of it.
 struct Silu(f32);
 
 impl Kernel for Silu {
-    type Out = f32;
+    type Out = [f32; 2];
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        s.max_lane(math::silu(s, s.splat(self.0)))
+    fn run<S: Simd>(self, s: S) -> [f32; 2] {
+        let x = s.splat(self.0);
+        [s.max_lane(math::silu(s, x)), s.max_lane(math::coarse_silu(s, x))]
     }
 }
 
 /// SiLU of one number, by the scalar path.
 pub fn silu(x: f32) -> f32 {
-    Level::scalar().dispatch(Silu(x))
+    Level::scalar().dispatch(Silu(x))[0]
+}
+
+/// SiLU of one number of which a byte will be made, by the scalar path.
+pub fn coarse_silu(x: f32) -> f32 {
+    Level::scalar().dispatch(Silu(x))[1]
 }
 
 /// An input of an int8 layer, already multiplied by its channel's factor, as an integer: the nearest,
@@ -99,7 +106,11 @@ impl Conv<'_> {
                     Some((scale, shift)) => x.mul_add(scale, shift),
                     None => x,
                 };
-                if self.silu { silu(x) } else { x }
+                match (self.silu, self.weights) {
+                    (false, _) => x,
+                    (true, Matrix::Int8 { .. }) => coarse_silu(x),
+                    (true, _) => silu(x),
+                }
             })
             .collect();
         // An int8 layer's input, as whole numbers.

@@ -303,7 +303,7 @@ fn nearest<const SIGNED: bool>(v: __m256) -> __m256i {
 
 /// Sixteen integers as the nearest `u8`, or `i8` where `SIGNED`.
 #[inline(always)]
-pub(super) fn saturate<const SIGNED: bool>(low: __m256i, high: __m256i) -> __m128i {
+fn saturate<const SIGNED: bool>(low: __m256i, high: __m256i) -> __m128i {
     op!({
         // Packs within halves of 128 bits: 0..4 and 8..12, then 4..8 and 12..16.
         let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packs_epi32(low, high));

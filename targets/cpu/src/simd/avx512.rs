@@ -3,11 +3,11 @@
 //! Every method is `#[inline(always)]` and reaches the intrinsics through `unsafe`: the token
 //! proves that the processor has the features.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::avx2::saturate;
 use super::{Kernel, Simd};
 use crate::isa::Isa;
 
@@ -186,9 +186,7 @@ impl Simd for Avx512 {
             }
             let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
             let q = _mm512_add_epi32(_mm512_maskz_cvt_roundps_epi32::<NEAREST>(number, v), zero);
-            // Not with the instruction that narrows to memory, which takes many times as long.
-            let (low, high) = (_mm512_castsi512_si256(q), _mm512_extracti64x4_epi64::<1>(q));
-            _mm_storeu_si128(p.cast(), saturate::<SIGNED>(low, high));
+            _mm_storeu_si128(p.cast(), saturate::<SIGNED>(q));
         })
     }
     #[inline(always)]
@@ -260,4 +258,21 @@ impl Simd for Avx512 {
             (_mm512_fmadd_pd(low, low, acc.0), _mm512_fmadd_pd(high, high, acc.1))
         })
     }
+}
+
+/// Sixteen integers as bytes, saturated.
+#[inline(always)]
+fn saturate<const SIGNED: bool>(q: __m512i) -> __m128i {
+    let mut bytes = op!(if SIGNED {
+        _mm512_cvtsepi32_epi8(q)
+    } else {
+        // The instruction takes its input as unsigned.
+        _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()))
+    });
+    // Else compilers make of it and a store the instruction that narrows to memory, which takes many times as long.
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0} */", inout(xmm_reg) bytes, options(pure, nomem, nostack, preserves_flags));
+    }
+    bytes
 }

@@ -67,6 +67,35 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
+/// SiLU for what will be rounded to a byte: within 5 · 10⁻⁶ of its value, and without a division.
+///
+/// Below -60 it is what -60 gives, -5 · 10⁻²⁵; `+inf` gives `+inf`; NaN stays NaN. With d = 1 + e⁻ˣ times `GAIN`, the
+/// difference of the bits of 2¹²⁷ and of d is a number between 1 and 1.125 times 1 / d, since a float's bits are nearly
+/// its logarithm. Two of Newton's steps, y ← y (a - d y), with an `a` that balances what error is left, make `GAIN` / d of it.
+#[inline(always)]
+pub fn coarse_silu<S: Simd>(s: S, x: S::F) -> S::F {
+    const GAIN: f32 = 1.270_021;
+    // 2ᶠ for |f| ≤ 1/2, within 2.6 · 10⁻⁶ of its value: a minimax polynomial, the highest power first.
+    const POWER: [f32; 5] = [9.570_097e-3, 5.591_786e-2, 0.240_247_44, 0.693_121_8, 0.999_999_3];
+    const POWER_OF_127: i32 = 0x7f00_0000;
+    let x = s.at_least(x, s.splat(-60.0));
+    let y = s.at_most(x, s.splat(86.0));
+    // e⁻ʸ = 2ⁿ · 2ᶠ; n is in the low bits of `shifted`.
+    let shifted = s.mul_add(y, s.splat(-LOG2_E), s.splat(ROUND));
+    let f = s.mul_add(y, s.splat(-LOG2_E), s.sub(s.splat(ROUND), shifted));
+    let mut p = s.splat(GAIN * POWER[0]);
+    for c in &POWER[1..] {
+        p = s.mul_add(p, f, s.splat(GAIN * c));
+    }
+    let e = s.from_bits(s.add_i(s.to_bits(p), s.shl_i::<23>(s.to_bits(shifted))));
+    let d = s.add(e, s.splat(GAIN));
+    let mut y = s.from_bits(s.sub_i(s.splat_i(POWER_OF_127), s.to_bits(d)));
+    for a in [2.125, 2.253_906] {
+        y = s.mul(y, s.neg_mul_add(d, y, s.splat(a)));
+    }
+    s.mul(x, y)
+}
+
 /// σ(x) = 1 / (1 + e⁻ˣ).
 #[inline(always)]
 pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {

@@ -77,6 +77,7 @@ impl Kernel for Ops {
         put("splat", s.splat(self.a[3]));
         put("exp", math::exp(s, a));
         put("silu", math::silu(s, a));
+        put("coarse_silu", math::coarse_silu(s, a));
         put("sigmoid", math::sigmoid(s, a));
         let i = s.to_bits(a);
         let j = s.to_bits(b);
@@ -357,15 +358,15 @@ fn integers_become_the_nearest_floats() {
 struct Exp([f32; LANES]);
 
 impl Kernel for Exp {
-    type Out = ([f32; LANES], [f32; LANES]);
+    type Out = [[f32; LANES]; 3];
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let mut e = [0.0; LANES];
-        let mut silu = [0.0; LANES];
+        let mut out = [[0.0; LANES]; 3];
         let x = s.load_slice(&self.0);
-        s.store_slice(math::exp(s, x), &mut e);
-        s.store_slice(math::silu(s, x), &mut silu);
-        (e, silu)
+        s.store_slice(math::exp(s, x), &mut out[0]);
+        s.store_slice(math::silu(s, x), &mut out[1]);
+        s.store_slice(math::coarse_silu(s, x), &mut out[2]);
+        out
     }
 }
 
@@ -379,7 +380,7 @@ fn ulps(got: f32, want: f64) -> f64 {
 #[test]
 fn exp_and_silu_keep_their_declared_error() {
     let level = Level::best();
-    let (mut worst_exp, mut worst_silu) = (0.0_f64, 0.0_f64);
+    let (mut worst_exp, mut worst_silu, mut worst_coarse) = (0.0_f64, 0.0_f64, 0.0_f64);
     let mut x = -104.0_f32;
     // About two million points, denser near zero as floats are.
     let mut i = 0_u32;
@@ -390,18 +391,23 @@ fn exp_and_silu_keep_their_declared_error() {
             i = i.wrapping_add(1);
             x += 9.1e-5 + f32::from((i % 7) as u8) * 1e-6;
         }
-        let (e, silu) = level.dispatch(Exp(xs));
+        let [e, silu, coarse] = level.dispatch(Exp(xs));
         for k in 0..LANES {
             let exact = f64::from(xs[k]);
             worst_exp = worst_exp.max(ulps(e[k], exact.exp()));
+            let wanted = exact / (1.0 + (-exact).exp());
             if exact > -87.0 {
-                worst_silu = worst_silu.max(ulps(silu[k], exact / (1.0 + (-exact).exp())));
+                worst_silu = worst_silu.max(ulps(silu[k], wanted));
+            }
+            if exact > -60.0 && exact != 0.0 {
+                worst_coarse = worst_coarse.max((f64::from(coarse[k]) / wanted - 1.0).abs());
             }
         }
     }
-    println!("exp {worst_exp} ULP, silu {worst_silu} ULP");
+    println!("exp {worst_exp} ULP, silu {worst_silu} ULP, coarse silu {worst_coarse}");
     assert!(worst_exp <= 1.0, "exp is off by {worst_exp} ULP");
     assert!(worst_silu <= 2.5, "silu is off by {worst_silu} ULP");
+    assert!(worst_coarse <= 5e-6, "the coarse silu is off by {worst_coarse} of its value");
 }
 
 struct Silu([f32; LANES]);
@@ -443,7 +449,7 @@ fn silu_is_its_definition_to_the_bit() {
 fn exp_and_silu_at_the_edges() {
     for level in Level::float_levels() {
         let inf = f32::INFINITY;
-        let (e, silu) = level.dispatch(Exp([
+        let [e, silu, coarse] = level.dispatch(Exp([
             0.0,
             -0.0,
             inf,
@@ -478,5 +484,12 @@ fn exp_and_silu_at_the_edges() {
         assert_eq!(silu[10].to_bits(), (-0.0_f32).to_bits());
         assert_eq!(silu[15].to_bits(), (-0.0_f32).to_bits());
         assert!(silu[11] < 0.0 && silu[12] == 0.0);
+        assert_eq!(coarse[0], 0.0);
+        assert_eq!(coarse[2], inf);
+        assert!(coarse[4].is_nan());
+        assert!((coarse[9] / 1e30 - 1.0).abs() < 5e-6);
+        for i in [3, 7, 8, 10, 11, 12, 15] {
+            assert!((-1e-24..0.0).contains(&coarse[i]), "{:e}", coarse[i]);
+        }
     }
 }

@@ -194,7 +194,7 @@ pub fn conv2d_rows(
         let direct = direct(plan, &args.segments[0], args.activation)
             .filter(|_| rows.inputs[0] == Window::WHOLE)
             .map(|x| Shared(x.as_ptr()));
-        Run { weights: Shared(weights), direct, ..common }.run(Floats)
+        Run { weights: Shared(weights), direct, ..common }.run(Floats::<false>)
     };
     let outcome = match (args.weights, plan.family) {
         (Weights::F32(x), _) => float(x.as_ptr().cast()),
@@ -462,7 +462,7 @@ pub fn observe(
     let shape = ConvShape::same(plan.shape.h, plan.shape.w, plan.shape.c, plan.shape.n, 1);
     let (windows, level) = (&rows.inputs, plan.level);
     let input = Input { shape: &shape, segments, windows, activation, level };
-    let band = Band { input, cells: Floats };
+    let band = Band { input, cells: Floats::<false> };
     let mut row = vec![0.0; shape.w * shape.c];
     for y in 0..shape.h {
         band.fill_row(y, 0, &mut row);

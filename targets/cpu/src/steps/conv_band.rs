@@ -26,18 +26,21 @@ pub(super) trait Cells: Copy + Sync {
 
     /// Whether every channel is stored alike, so that pixels without gaps are one run.
     const ALIKE: bool;
+    /// Whether bytes are made of it, so that [`math::coarse_silu`] will do.
+    const ROUNDED: bool;
 
     /// Stores up to sixteen channels, from number `channel` on.
     fn put<S: Simd>(self, s: S, v: S::F, channel: usize, to: &mut [Self::Cell]);
 }
 
-/// Single precision.
+/// Single precision. Of `ROUNDED` ones bytes will be made.
 #[derive(Clone, Copy)]
-pub(super) struct Floats;
+pub(super) struct Floats<const ROUNDED: bool>;
 
-impl Cells for Floats {
+impl<const ROUNDED: bool> Cells for Floats<ROUNDED> {
     type Cell = f32;
     const ALIKE: bool = true;
+    const ROUNDED: bool = ROUNDED;
     fn pitch(self, c: usize) -> usize {
         c
     }
@@ -63,6 +66,7 @@ pub(super) struct Bytes<'a, const SIGNED: bool> {
 impl<const SIGNED: bool> Cells for Bytes<'_, SIGNED> {
     type Cell = u8;
     const ALIKE: bool = false;
+    const ROUNDED: bool = true;
     fn pitch(self, c: usize) -> usize {
         c.next_multiple_of(GROUP)
     }
@@ -208,6 +212,20 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
     }
 }
 
+/// How far ahead of a pixel its successors are asked for, in bytes: about as much as is filled while memory answers.
+/// Processors foresee a run of addresses themselves, but not past a page of memory, and a row may begin a new one.
+const AHEAD: usize = 2048;
+
+/// Asks for what lies `AHEAD` of a pixel.
+#[inline(always)]
+fn announce<S: Simd, T: Element>(s: S, pixel: &[T]) {
+    const LINE: usize = 64;
+    let start = pixel.as_ptr().cast::<u8>().wrapping_add(AHEAD);
+    for at in (0..size_of_val(pixel)).step_by(LINE) {
+        s.prefetch(start.wrapping_add(at));
+    }
+}
+
 /// One segment's part of a row.
 struct Row<'a, C> {
     /// Row of the segment as it is held.
@@ -245,6 +263,7 @@ impl<C: Cells> Row<'_, C> {
                 continue;
             }
             let from = &row[(x >> shrink) * n..][..n];
+            announce(s, from);
             let to = &mut dst[at..at + n];
             match self.norm {
                 None => self.convert::<S, T, SILU>(s, from, to),
@@ -300,7 +319,11 @@ impl<C: Cells> Row<'_, C> {
     /// Stores up to sixteen channels of the segment, from its number `channel` on, activated.
     #[inline(always)]
     fn put<S: Simd, const SILU: bool>(&self, s: S, v: S::F, channel: usize, to: &mut [C::Cell]) {
-        let v = if SILU { math::silu(s, v) } else { v };
+        let v = match (SILU, C::ROUNDED) {
+            (false, _) => v,
+            (true, false) => math::silu(s, v),
+            (true, true) => math::coarse_silu(s, v),
+        };
         self.cells.put(s, v, self.first + channel, to);
     }
 }

@@ -11,6 +11,10 @@ use crate::kernels::matmul::{Tile, TileFn};
 use crate::registry::{DotKernel, MatmulKernel};
 use crate::simd::{Kernel, LANES, Simd};
 
+/// Panels of a pixel's output and residual that are asked for at once: memory gives neighbouring lines faster together
+/// than one by one, as each pair of panels comes to be finished. A multiple of every kernel's panels.
+const ANNOUNCED_PANELS: usize = 16;
+
 /// Some rows and columns of the output's phase, some panels of its channels. Sizes without a unit are in units of
 /// four bytes; see [`Family`].
 pub(super) struct TileJob<'a> {
@@ -151,13 +155,19 @@ impl Kernel for TileJob<'_> {
         let (narrow, wider) = (cols / tiles, cols % tiles);
         // Whether a tile can be finished before the next one is summed.
         let whole = points == 1 && depth <= self.k_block;
+        // Windows that are asked for with each tile of points.
+        let at_once = (rows * (self.x[1] - self.x[0])).div_ceil(points * lines * tiles);
         let mut panel = self.panels[0];
         while panel < self.panels[1] {
             let panels = self.family.panels().min(self.panels[1] - panel);
+            // Panels that are asked for while these are summed.
+            let ahead = if (panel - self.panels[0]).is_multiple_of(ANNOUNCED_PANELS) {
+                ANNOUNCED_PANELS.min(self.panels[1] - panel)
+            } else {
+                0
+            };
+            let mut announced = 0;
             for point in 0..points {
-                if points > 1 && point + 1 == points {
-                    self.announce(s, panel, panels);
-                }
                 let (mut ky, mut start) = (0, 0);
                 while ky < kh {
                     let stretch = Stretch::at(ky, start, kh, self.run, self.k_block);
@@ -204,8 +214,13 @@ impl Kernel for TileJob<'_> {
                         let mut patch_sums = units.c;
                         for t in 0..tiles {
                             let width = narrow + usize::from(t < wider);
-                            if last {
-                                let mut next = patch;
+                            if ahead == 0 {
+                                // They have been asked for.
+                            } else if points > 1 && ky == 0 {
+                                self.announce(s, [announced, at_once], panel, ahead);
+                                announced += at_once;
+                            } else if last {
+                                let mut next = Patch { panels: ahead, ..patch };
                                 next.advance();
                                 self.epilogue.announce(s, &Patch { pixels: width, ..next });
                             }

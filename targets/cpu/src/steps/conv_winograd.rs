@@ -49,7 +49,7 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
     ) {
         let c = input.shape.c;
         let pitch = self.pitch(c);
-        let band = Band { input, cells: Floats };
+        let band = Band { input, cells: Floats::<true> };
         let columns = slots[0].len() / pitch;
         for first in (0..columns).step_by(PAIRS) {
             let pairs = PAIRS.min(columns - first);
@@ -126,14 +126,24 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
 }
 
 impl TileJob<'_> {
-    /// Asks for what [`TileJob::join`] will read and write, while the last of the sums are made.
+    /// Asks for what [`TileJob::join`] will read and write of the next `count` windows after the first `done`: a few with
+    /// each tile of sums, since what is asked for at once beyond some dozens is forgotten.
     #[inline(always)]
-    pub(super) fn announce<S: Simd>(&self, s: S, panel: usize, panels: usize) {
-        let width = self.shape.out()[1];
-        for y in self.y[0]..self.y[1] {
-            let mut patch = self.epilogue.patch([y, self.x[0]], width, 1, panel, panels);
-            patch.pixels = self.x[1] - self.x[0];
+    pub(super) fn announce<S: Simd>(
+        &self,
+        s: S,
+        [mut done, count]: [usize; 2],
+        panel: usize,
+        panels: usize,
+    ) {
+        let width = self.x[1] - self.x[0];
+        let to = (width * (self.y[1] - self.y[0])).min(done + count);
+        while done < to {
+            let (y, x) = (self.y[0] + done / width, self.x[0] + done % width);
+            let mut patch = self.epilogue.patch([y, x], self.shape.out()[1], 1, panel, panels);
+            patch.pixels = (width - done % width).min(to - done);
             self.epilogue.announce(s, &patch);
+            done += patch.pixels;
         }
     }
 
