@@ -127,7 +127,7 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
 
 impl TileJob<'_> {
     /// Asks for what [`TileJob::join`] will read and write of the next `count` windows after the first `done`: a few with
-    /// each tile of sums, since what is asked for at once beyond some dozens is forgotten.
+    /// each tile of sums.
     #[inline(always)]
     pub(super) fn announce<S: Simd>(
         &self,
