@@ -275,11 +275,12 @@ fn the_worst_group_decides() {
     let why = |layer, winograd, keep| decide(layer, winograd, keep).why.unwrap();
     assert!(why(&quiet, Winograd::Off, "none").contains("--winograd off"));
     assert!(why(&quiet, Winograd::All, "unet.mid.*").contains("--keep-direct unet.mid.*"));
-    let small = |winograd| {
+    let taken = |winograd, pixels| {
         let how = how(winograd, "none");
-        super::decide(&node, Role::Unet, &quiet, &how, 255).unwrap().ranges.is_some()
+        super::decide(&node, Role::Unet, &quiet, &how, pixels).unwrap().ranges.is_some()
     };
-    assert!(small(Winograd::All) && !small(Winograd::Auto), "255 pixels are few");
+    assert!(taken(Winograd::All, 255) && !taken(Winograd::Auto, 255), "255 pixels are few");
+    assert!(taken(Winograd::Auto, 256), "256 are not");
     let mut old = quiet.clone();
     old.groups[1].winograd = None;
     assert!(why(&old, Winograd::All, "none").contains("no ranges"));

@@ -212,7 +212,7 @@ impl<C: Cells> Kernel for FillRow<'_, C> {
     }
 }
 
-/// How far ahead of a pixel its successors are asked for, in bytes: about as much as is filled while memory answers.
+/// How far ahead of a pixel its successors are asked for, in bytes: some pixels.
 /// Processors foresee a run of addresses themselves, but not past a page of memory, and a row may begin a new one.
 const AHEAD: usize = 2048;
 

@@ -11,8 +11,8 @@ use crate::kernels::matmul::{Tile, TileFn};
 use crate::registry::{DotKernel, MatmulKernel};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Panels of a pixel's output and residual that are asked for at once: memory gives neighbouring lines faster together
-/// than one by one, as each pair of panels comes to be finished. A multiple of every kernel's panels.
+/// Panels of a pixel's output and residual that are asked for at once: neighbouring lines
+/// come faster together than one by one, as each pair of panels comes to be finished (benches/record). A multiple of every kernel's panels.
 const ANNOUNCED_PANELS: usize = 16;
 
 /// Some rows and columns of the output's phase, some panels of its channels. Sizes without a unit are in units of
