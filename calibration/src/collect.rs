@@ -6,16 +6,17 @@
 use crate::CalibrationError;
 use crate::choose::{self, Histogram};
 use crate::equalise::{self, WeightNorms};
-use crate::observe::pairs::{Extremes, KINDS, Pairs};
-use crate::observe::{Moments, Spread};
+use crate::observe::pairs::{Extremes, KINDS, Pairs, SQUARE_KINDS, Squares};
+use crate::observe::{Counts, Moments, Spread};
 use crate::table::{
-    ComponentTable, GroupTable, LayerTable, Range, Ranges, WinogradRanges, int8_layers,
+    ComponentTable, GroupTable, LayerTable, Range, Ranges, SquareRanges, WinogradRanges,
+    int8_layers,
 };
 use crate::watch::{Place, Watch};
 use latile_cpu::session::CpuSession;
 use latile_runtime::backend::RunError;
 use latile_runtime::format::{ComponentSpec, Model, Role};
-use latile_runtime::graph::{Graph, Node, Op, WeightId};
+use latile_runtime::graph::{Graph, Node, Op, Pad, WeightId};
 use std::collections::HashMap;
 
 /// A layer under observation.
@@ -24,12 +25,14 @@ struct Layer {
     name: String,
     weight: WeightId,
     segments: Vec<u32>,
-    /// How Winograd's algorithm would find its rows padded; none where the layer cannot be computed so.
-    winograd: Option<[usize; 2]>,
+    /// How Winograd's algorithms would find it padded; none where the layer cannot be computed so.
+    winograd: Option<Pad>,
+    /// The map that is coming by, where they could.
+    squares: Squares,
     /// The first pass, by group of timesteps.
     moments: Vec<Moments>,
     /// That of `winograd`; empty without.
-    bounds: Vec<[Extremes; KINDS]>,
+    bounds: Vec<Tiles<Extremes>>,
     /// The second pass.
     candidates: Vec<Candidate>,
 }
@@ -41,7 +44,14 @@ struct Candidate {
     /// By group of timesteps.
     spreads: Vec<Spread>,
     /// Those of `winograd`.
-    pairs: Vec<[Spread; KINDS]>,
+    tiles: Vec<Tiles<Spread>>,
+}
+
+/// Something of each quantity that Winograd's algorithms quantize.
+#[derive(Debug)]
+struct Tiles<T> {
+    pairs: [T; KINDS],
+    squares: [T; SQUARE_KINDS],
 }
 
 /// A network under observation.
@@ -65,8 +75,9 @@ enum Pass {
 pub(crate) struct Collector {
     pass: Pass,
     components: Vec<Component>,
-    /// Room for a row's pairs.
+    /// Room for a row's pairs, and to count it.
     pairs: Pairs,
+    counts: Counts,
     /// What is being run: for messages, and to find the group.
     picture: String,
     timestep: Option<u32>,
@@ -91,6 +102,7 @@ impl Collector {
             pass: Pass::Moments,
             components,
             pairs: Pairs::default(),
+            counts: Counts::default(),
             picture: String::new(),
             timestep: None,
             failure: None,
@@ -132,21 +144,59 @@ impl Collector {
                     });
                     return;
                 }
-                if let Some(pad) = layer.winograd {
-                    let found = self.pairs.of(row, channels, pad);
-                    layer.bounds[group].iter_mut().zip(found).for_each(|(b, f)| b.add(f));
-                }
             }
             Pass::Spreads => {
-                let found = layer.winograd.map(|pad| self.pairs.of(row, channels, pad));
                 for candidate in &mut layer.candidates {
-                    candidate.spreads[group].add(row);
-                    if let Some(found) = found {
-                        let spreads = &mut candidate.pairs[group];
-                        spreads.iter_mut().zip(found).for_each(|(s, f)| s.add(f));
-                    }
+                    candidate.spreads[group].add(row, &mut self.counts);
                 }
             }
+        }
+        let Some(pad) = layer.winograd else { return };
+        let found = self.pairs.of(row, channels, [pad.left as usize, pad.right as usize]);
+        if !layer.squares.has_rows() {
+            layer.squares.begin(pad.top as usize);
+        }
+        let Layer { squares, bounds, candidates, .. } = layer;
+        match self.pass {
+            Pass::Moments => {
+                let bounds = &mut bounds[group];
+                bounds.pairs.iter_mut().zip(found).for_each(|(b, f)| b.add(f));
+                squares.add(found, &mut |kind, row| bounds.squares[kind].add(row));
+            }
+            Pass::Spreads => {
+                for candidate in candidates.iter_mut() {
+                    let spreads = candidate.tiles[group].pairs.iter_mut();
+                    spreads.zip(found).for_each(|(s, f)| s.add(f, &mut self.counts));
+                }
+                squares.add(found, &mut |kind, row| {
+                    for candidate in candidates.iter_mut() {
+                        candidate.tiles[group].squares[kind].add(row, &mut self.counts);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Ends the maps that came by while network `role` ran.
+    fn end(&mut self, role: Role) {
+        let Some(component) = self.components.iter_mut().find(|c| c.role == role) else { return };
+        let group = self.timestep.map_or(0, |t| group_of(&component.bounds, t));
+        for layer in &mut component.layers {
+            let Some(pad) = layer.winograd.filter(|_| layer.squares.has_rows()) else { continue };
+            let Layer { squares, bounds, candidates, .. } = layer;
+            match self.pass {
+                Pass::Moments => {
+                    let bounds = &mut bounds[group].squares;
+                    squares.end(pad.bottom as usize, &mut |kind, row| bounds[kind].add(row));
+                }
+                Pass::Spreads => squares.end(pad.bottom as usize, &mut |kind, row| {
+                    for candidate in candidates.iter_mut() {
+                        candidate.tiles[group].squares[kind].add(row, &mut self.counts);
+                    }
+                }),
+            }
+            // The next map may be of another width.
+            layer.squares.begin(0);
         }
     }
 
@@ -241,13 +291,17 @@ impl Component {
             }
             let channels = channels as usize;
             let winograd = winograd_pad(&spec.graph, node);
-            let bounds = || [(); KINDS].map(|()| Extremes::new(channels));
+            let bounds = || Tiles {
+                pairs: [(); KINDS].map(|()| Extremes::new(channels)),
+                squares: [(); SQUARE_KINDS].map(|()| Extremes::new(channels)),
+            };
             layers.push(Layer {
                 name: node.name.clone(),
                 weight,
                 segments: equalise::segments(&spec.graph, node.inputs[0]),
                 bounds: winograd.iter().flat_map(|_| (0..groups).map(|_| bounds())).collect(),
                 winograd,
+                squares: Squares::default(),
                 moments: vec![Moments::new(channels); groups],
                 candidates: Vec::new(),
             });
@@ -256,9 +310,9 @@ impl Component {
     }
 }
 
-/// The columns of zeros to the left and right of a convolution that Winograd's F(2, 3) could compute, whose rows are
+/// The zeros around a convolution that Winograd's algorithms could compute, whose rows are
 /// observed as it reads them; those of an enlarged map are not, and have an operator of their own.
-fn winograd_pad(graph: &Graph, node: &Node) -> Option<[usize; 2]> {
+fn winograd_pad(graph: &Graph, node: &Node) -> Option<Pad> {
     let Op::Conv2d { kernel: [3, 3], stride: [1, 1], pad, .. } = node.op else { return None };
     let mut at = node.inputs[0];
     while let Some(before) = graph.nodes.iter().find(|n| n.output == at) {
@@ -272,16 +326,20 @@ fn winograd_pad(graph: &Graph, node: &Node) -> Option<[usize; 2]> {
             _ => break,
         }
     }
-    Some([pad.left as usize, pad.right as usize])
+    Some(pad)
 }
 
 impl Candidate {
-    fn new(scale: Option<Vec<f32>>, moments: &[Moments], bounds: &[[Extremes; KINDS]]) -> Self {
+    fn new(scale: Option<Vec<f32>>, moments: &[Moments], bounds: &[Tiles<Extremes>]) -> Self {
         let e = scale.as_deref();
         let spreads = moments.iter().map(|m| Spread::new(m, e)).collect();
-        let pair = |b: &Extremes| Spread::over(&b.min, &b.max, e);
-        let pairs = bounds.iter().map(|b| b.each_ref().map(pair)).collect();
-        Self { scale, spreads, pairs }
+        let over = |b: &Extremes| Spread::over(&b.min, &b.max, e);
+        let tiles = |b: &Tiles<Extremes>| Tiles {
+            pairs: b.pairs.each_ref().map(over),
+            squares: b.squares.each_ref().map(over),
+        };
+        let tiles = bounds.iter().map(tiles).collect();
+        Self { scale, spreads, tiles }
     }
 }
 
@@ -290,7 +348,7 @@ impl Layer {
         let all = merged(&self.moments);
         let channels = all.channels();
         let mut best: Option<Best> = None;
-        for Candidate { scale, spreads, pairs } in self.candidates {
+        for Candidate { scale, spreads, tiles } in self.candidates {
             let found = |spread: Spread| {
                 let histogram = spread.finish();
                 let mse = choose::least_error(&histogram);
@@ -303,18 +361,27 @@ impl Layer {
                 + norms.weight_noise(&all, scale.as_deref());
             // The first, none, stays where nothing is better.
             if best.as_ref().is_none_or(|b| noise < b.noise) {
-                best = Some(Best { noise, scale, found, pairs });
+                best = Some(Best { noise, scale, found, tiles });
             }
         }
         // Invariant: the candidates begin with no equaliser.
-        let Best { scale: input_scale, found, pairs, .. } = best.unwrap_or_default();
-        let mut pairs = pairs.into_iter();
+        let Best { scale: input_scale, found, tiles, .. } = best.unwrap_or_default();
+        let mut tiles = tiles.into_iter();
         let groups = found
             .iter()
             .zip(&self.moments)
-            .map(|(f, m)| GroupTable {
-                winograd: pairs.next().and_then(|p| winograd(p, percentile)),
-                ..group(f, m, input_scale.as_deref(), percentile)
+            .map(|(f, m)| {
+                let mut group = group(f, m, input_scale.as_deref(), percentile);
+                if let Some(Tiles { pairs, squares }) = tiles.next() {
+                    let [apart, sum, difference] = ranges(pairs, percentile);
+                    group.winograd = (|| {
+                        Some(WinogradRanges { apart: apart?, sum: sum?, difference: difference? })
+                    })();
+                    let squares: Option<Vec<Ranges>> =
+                        ranges(squares, percentile).into_iter().collect();
+                    group.squares = squares.and_then(|s| s.try_into().ok()).map(SquareRanges);
+                }
+                group
             })
             .collect();
         let by_channel = |f: &dyn Fn(usize) -> f64| (0..channels).map(|c| f(c) as f32).collect();
@@ -339,17 +406,15 @@ struct Best {
     noise: f64,
     scale: Option<Vec<f32>>,
     found: Vec<Found>,
-    pairs: Vec<[Spread; KINDS]>,
+    tiles: Vec<Tiles<Spread>>,
 }
 
-/// Ranges of what Winograd's algorithm reads; `None` where any of it was 0 throughout.
-fn winograd(pairs: [Spread; KINDS], percentile: f32) -> Option<WinogradRanges> {
-    let ranges = |spread: Spread| -> Option<Ranges> {
+/// Ranges of what an algorithm reads; `None` where it was 0 throughout.
+fn ranges<const N: usize>(spreads: [Spread; N], percentile: f32) -> [Option<Ranges>; N] {
+    spreads.map(|spread| {
         let histogram = spread.finish();
         choose::ranges(&histogram, percentile, choose::least_error(&histogram))
-    };
-    let [apart, sum, difference] = pairs.map(ranges);
-    Some(WinogradRanges { apart: apart?, sum: sum?, difference: difference? })
+    })
 }
 
 /// A layer's scaled input in one group of timesteps, and the range of least error for it.
@@ -372,6 +437,7 @@ fn group(found: &Found, moments: &Moments, scale: Option<&[f32]>, percentile: f3
         power: (power / channels as f64) as f32,
         ranges: choose::ranges(&found.histogram, percentile, found.mse),
         winograd: None,
+        squares: None,
     }
 }
 
@@ -386,6 +452,7 @@ impl Watch for Collector {
         session.run_observed(inputs, outputs, &mut |layer, channels, row| {
             self.see(place.role, layer, channels, row);
         })?;
+        self.end(place.role);
         match &self.failure {
             // The caller takes the whole failure from the collector.
             Some(CalibrationError::Activation { layer, .. }) => {

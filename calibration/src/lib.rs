@@ -24,6 +24,6 @@ pub use error::CalibrationError;
 pub use pictures::{PictureSet, RgbPicture};
 pub use run::{Options, Progress, calibrate, read_pictures};
 pub use table::{
-    ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, Table, TableError,
+    ComponentTable, GroupTable, LayerTable, Method, Range, Ranges, SquareRanges, Table, TableError,
     WinogradRanges, int8_layers,
 };

@@ -200,10 +200,16 @@ pub(crate) struct Spread {
     factor: Vec<f32>,
     /// The bin of 0, and half a bin to round by.
     shift: f32,
-    /// What is not yet in the histogram.
-    counts: Box<[[u32; BINS]; WAYS]>,
-    /// Values in `counts`.
-    pending: usize,
+}
+
+/// Room to count a row in.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts(Box<[[u32; BINS]; WAYS]>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(Box::new([[0; BINS]; WAYS]))
+    }
 }
 
 impl Spread {
@@ -227,17 +233,21 @@ impl Spread {
             .map(|c| (f64::from(scale.map_or(1.0, |s| s[c])) * per_unit) as f32)
             .collect();
         let shift = (-histogram.lo() * per_unit - 0.5) as f32;
-        Self { histogram, factor, shift, counts: Box::new([[0; BINS]; WAYS]), pending: 0 }
+        Self { histogram, factor, shift }
     }
 
     /// Adds a row of a map.
-    pub(crate) fn add(&mut self, row: &[f32]) {
+    pub(crate) fn add(&mut self, row: &[f32], counts: &mut Counts) {
+        // As many values as a u32 counts, and whole pixels.
+        let most = u32::MAX as usize / 2 / self.factor.len() * self.factor.len();
+        for part in row.chunks(most.max(self.factor.len())) {
+            self.count(part, counts);
+        }
+    }
+
+    fn count(&mut self, row: &[f32], Counts(counts): &mut Counts) {
         /// Added to a number below 2²², it leaves the number's nearest integer in the low bits.
         const MAGIC: f32 = 12_582_912.0;
-        if self.pending + row.len() > u32::MAX as usize {
-            self.flush();
-        }
-        self.pending += row.len();
         for pixel in row.chunks(self.factor.len()) {
             for (xs, fs) in pixel.chunks(LANES).zip(self.factor.chunks(LANES)) {
                 let mut bins = [0u32; LANES];
@@ -248,24 +258,19 @@ impl Spread {
                     *bin = (at + MAGIC).to_bits();
                 }
                 for (i, &bin) in bins[..xs.len()].iter().enumerate() {
-                    self.counts[i % WAYS][bin as usize % BINS] += 1;
+                    counts[i % WAYS][bin as usize % BINS] += 1;
                 }
             }
         }
-    }
-
-    fn flush(&mut self) {
         for bin in 0..BINS {
-            let n = self.counts.iter().map(|c| u64::from(c[bin])).sum();
+            let n = counts.iter().map(|c| u64::from(c[bin])).sum();
             self.histogram.add(bin, n);
         }
-        self.counts.iter_mut().for_each(|c| c.fill(0));
-        self.pending = 0;
+        counts.iter_mut().for_each(|c| c.fill(0));
     }
 
     /// The histogram of all rows.
-    pub(crate) fn finish(mut self) -> Histogram {
-        self.flush();
+    pub(crate) fn finish(self) -> Histogram {
         self.histogram
     }
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The version that is written. Version 1 has no [`GroupTable::winograd`] and is read too.
-pub const VERSION: u32 = 2;
+/// The version that is written. Version 1 has no [`GroupTable::winograd`], 2 no [`GroupTable::squares`]; they are read too.
+pub const VERSION: u32 = 3;
 /// The oldest version that is read.
 const OLDEST: u32 = 1;
 /// The largest table that is read.
@@ -152,6 +152,23 @@ pub struct GroupTable {
     /// 1, or where some of it was always 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub winograd: Option<WinogradRanges>,
+    /// Likewise of F(2 × 2, 3 × 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squares: Option<SquareRanges>,
+}
+
+/// Ranges of what Winograd's F(2 × 2, 3 × 3) makes of the scaled input: along columns, and then along rows, what
+/// [`WinogradRanges`] names; number 3 i + j is kind i down and j across, in the order of its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SquareRanges(pub [Ranges; 9]);
+
+impl SquareRanges {
+    /// The ranges of `method`.
+    #[must_use]
+    pub fn by(&self, method: Method) -> [Range; 9] {
+        self.0.map(|r| r.by(method))
+    }
 }
 
 /// Ranges of what Winograd's F(2, 3) along rows makes of the scaled input (Lavin & Gray 2016, section 4.1), the padded
@@ -281,6 +298,14 @@ impl LayerTable {
     #[must_use]
     pub fn winograd(&self, method: Method) -> Option<Vec<[Range; 3]>> {
         self.groups.iter().map(|g| g.winograd.map(|w| w.by(method))).collect()
+    }
+}
+
+impl LayerTable {
+    /// As [`LayerTable::winograd`], for F(2 × 2, 3 × 3).
+    #[must_use]
+    pub fn squares(&self, method: Method) -> Option<Vec<[Range; 9]>> {
+        self.groups.iter().map(|g| g.squares.map(|s| s.by(method))).collect()
     }
 }
 
@@ -570,10 +595,12 @@ impl GroupTable {
             ));
         }
         self.ranges.map_or(Ok(()), |r| r.check("its"))?;
-        let Some(w) = self.winograd else { return Ok(()) };
-        w.apart.check("of pixels two apart, its")?;
-        w.sum.check("of sums, its")?;
-        w.difference.check("of differences, its")
+        if let Some(w) = self.winograd {
+            w.apart.check("of pixels two apart, its")?;
+            w.sum.check("of sums, its")?;
+            w.difference.check("of differences, its")?;
+        }
+        self.squares.map_or(Ok(()), |s| s.0.iter().try_for_each(|r| r.check("of squares, its")))
     }
 }
 

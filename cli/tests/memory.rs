@@ -193,7 +193,8 @@ fn a_taller_result_takes_no_more() {
         let factor_squared = 16;
         let result = 128 * (1536 - 128) * 3 * factor_squared;
         let [low, high] = peaks[..] else { panic!("two heights") };
-        assert!(high.0 - low.0 < result / 2, "{output}: {peaks:?}, {result}");
+        // The base is measured at each start, and rounded to a MiB.
+        assert!(high.0 - low.0 < result / 2 + MIB, "{output}: {peaks:?}, {result}");
         assert!(high.1.saturating_sub(low.1) < result / 2, "{output}: {peaks:?}, {result}");
     }
 }

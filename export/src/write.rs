@@ -180,10 +180,18 @@ fn quantization(options: &ExportOptions) -> Result<Option<&Quantization>, Export
 /// What to say of a table that knows nothing of Winograd's algorithm, where that was not forbidden.
 fn uncalibrated(how: &Quantization) -> Option<String> {
     let mut groups = how.table.components.iter().flat_map(|c| &c.layers).flat_map(|l| &l.groups);
-    let silent = how.winograd != Winograd::Off && groups.all(|g| g.winograd.is_none());
-    silent.then(|| {
-        "the calibration table has no ranges for Winograd's F(2, 3), so every convolution is direct; calibrate the model again for one that takes less work"
-            .to_owned()
+    if how.winograd == Winograd::Off {
+        return None;
+    }
+    let again = "calibrate the model again for one that takes less work";
+    if groups.clone().all(|g| g.winograd.is_none()) {
+        return Some(format!(
+            "the calibration table has no ranges for Winograd's algorithms, so every convolution is direct; {again}"
+        ));
+    }
+    let rows = how.winograd != Winograd::Rows && groups.all(|g| g.squares.is_none());
+    rows.then(|| {
+        format!("the calibration table has no ranges for Winograd's F(2 x 2, 3 x 3); {again}")
     })
 }
 

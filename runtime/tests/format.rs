@@ -240,9 +240,9 @@ fn a_file_is_of_the_oldest_version_that_holds_it() {
     assert_eq!((of(&plain, 3), of(&new, 4)), (Ok(()), Ok(())));
     let e = of(&new, 2).unwrap_err();
     assert!(e.contains("of format version 3") && e.contains("export the model again"), "{e}");
-    for version in [0, 1, 5, u32::MAX] {
+    for version in [0, 1, 6, u32::MAX] {
         let e = of(&plain, version).unwrap_err();
-        assert!(e.contains(&format!("version {version}, this build reads 2 to 4")), "{e}");
+        assert!(e.contains(&format!("version {version}, this build reads 2 to 5")), "{e}");
     }
 }
 

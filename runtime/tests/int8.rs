@@ -6,7 +6,7 @@ use latile_runtime::format::{
 };
 use latile_runtime::graph::{
     Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId,
-    WeightSpec, winograd_filters,
+    WeightSpec, Winograd,
 };
 use latile_runtime::tensor::DType;
 use std::io::Cursor;
@@ -48,7 +48,7 @@ fn graph() -> Graph {
                     weight_scale: WeightId(1),
                     weight_sum: WeightId(2),
                     input_scale: Some(WeightId(3)),
-                    winograd: false,
+                    winograd: None,
                 }),
             },
             inputs: vec![ValueId(0)],
@@ -166,32 +166,79 @@ fn unsound_int8_layers_are_refused() {
     assert!(error.contains("expected Packed16"), "int8 weights need their scales: {error}");
 }
 
-/// The same layer by Winograd's algorithm.
-fn winograd() -> Graph {
+/// The same layer by one of Winograd's algorithms.
+fn winograd(by: Winograd) -> Graph {
     let mut g = graph();
-    let ranges = vec![QuantRange { scale: 0.02, zero_point: 128 }; 6];
+    let mut ranges = vec![QuantRange { scale: 0.02, zero_point: 128 }; by.ranges()];
+    if by == Winograd::Square {
+        ranges[0] = QuantRange { scale: 0.001, zero_point: 0 };
+    }
+    let ranges = ranges.repeat(2);
     let n = g.weights[0].shape[0];
-    *quant(&mut g) = Quant { ranges, winograd: true, ..quant(&mut graph()).clone() };
-    let rows = winograd_filters(n);
-    g.weights[0].shape = vec![rows, g.weights[0].shape[1], 3, 1];
+    *quant(&mut g) = Quant { ranges, winograd: Some(by), ..quant(&mut graph()).clone() };
+    let rows = by.filters(n);
+    let [h, w] = by.kernel();
+    g.weights[0].shape = vec![rows, g.weights[0].shape[1], h, w];
     g.weights[1].shape = vec![rows];
     g.weights[2].shape = vec![rows];
     g
 }
 
 #[test]
-fn a_winograd_layer_has_three_ranges_a_group_and_is_of_version_4() {
-    let bytes = write(&winograd(), &[500, 1000], TIME);
-    assert_eq!(bytes[8..12], 4u32.to_le_bytes());
-    assert_eq!(open(&bytes), Ok(vec![500, 1000]));
-    let error = open(&write(&winograd(), &[300, 600, 1000], TIME)).unwrap_err();
-    assert!(error.contains("another number of activation ranges"), "{error}");
-    let mut older = bytes;
-    older[8..12].copy_from_slice(&3u32.to_le_bytes());
-    assert!(open(&older).is_err(), "version 3 has no such layers");
-    // Six multiply-adds for nine, and for an output of its own a pair.
-    let shapes = |w| winograd().infer(&[(4, w)]).unwrap();
-    assert_eq!(winograd().macs(&shapes(6)) * 9, graph().macs(&shapes(6)) * 6);
+fn a_winograd_layer_has_several_ranges_a_group_and_a_version_of_its_own() {
+    for (by, version, products) in [(Winograd::Rows, 4u32, 6), (Winograd::Square, 5, 4)] {
+        let g = winograd(by);
+        let bytes = write(&g, &[500, 1000], TIME);
+        assert_eq!(bytes[8..12], version.to_le_bytes());
+        assert_eq!(open(&bytes), Ok(vec![500, 1000]));
+        let error = open(&write(&g, &[300, 600, 1000], TIME)).unwrap_err();
+        assert!(error.contains("another number of activation ranges"), "{error}");
+        let mut older = bytes;
+        older[8..12].copy_from_slice(&(version - 1).to_le_bytes());
+        assert!(open(&older).is_err(), "version {} has no such layers", version - 1);
+        // So many multiply-adds for nine.
+        let shapes = g.infer(&[(4, 6)]).unwrap();
+        assert_eq!(g.macs(&shapes) * 9, graph().macs(&shapes) * products);
+    }
+}
+
+/// Files of version 4 say `true` for rows, and such are written still.
+#[test]
+fn algorithms_keep_the_names_that_files_have() {
+    for (by, stored) in [(Winograd::Rows, "true"), (Winograd::Square, "\"square\"")] {
+        assert_eq!(serde_json::to_string(&by).unwrap(), stored);
+        assert_eq!(serde_json::from_str::<Winograd>(stored).unwrap(), by);
+    }
+    for bad in ["false", "\"rows\"", "4", "null"] {
+        assert!(serde_json::from_str::<Winograd>(bad).is_err(), "{bad}");
+    }
+}
+
+/// The bytes of squares are made of words.
+#[test]
+fn words_suit_the_bytes_made_of_them() {
+    assert_eq!(Winograd::factor(1.0, 16.0), Some(2048));
+    assert_eq!(Winograd::factor(1.0, 1.0), None, "32768 is no i16");
+    assert_eq!(Winograd::factor(1e-9, 1.0), None, "a factor of 0");
+    assert_eq!(Winograd::factor(f32::NAN, 1.0), None);
+    let ranges = vec![QuantRange { scale: 0.03, zero_point: 0 }; Winograd::MOST_RANGES];
+    let mut square = ranges.clone();
+    square[1].scale = 0.3;
+    // 32768 / 10 is 3276.8, and 3277 is used.
+    assert_eq!(Winograd::Square.step(&square, 0), 0.03 * (32768.0 / 3277.0));
+    assert_eq!(Winograd::Rows.step(&ranges, 2), 0.03);
+    let cases: [(fn(&mut QuantRange), &str); 3] = [
+        (|r| r.zero_point = 3, "words whose zero point is 3"),
+        (|r| r.scale = 1e-9, "too far apart"),
+        (|r| r.scale = 0.02, "too far apart"),
+    ];
+    for (edit, why) in cases {
+        // Those of the second group.
+        let mut g = winograd(Winograd::Square);
+        edit(&mut quant(&mut g).ranges[Winograd::MOST_RANGES]);
+        let error = g.validate().unwrap_err().to_string();
+        assert!(error.contains(why), "{error}, expected {why}");
+    }
 }
 
 #[test]
@@ -199,7 +246,7 @@ fn unsound_winograd_layers_are_refused() {
     type Edit = fn(&mut Graph);
     let cases: [(Edit, &str); 5] = [
         (|g| _ = quant(g).ranges.pop(), "5 activation ranges"),
-        (|g| quant(g).winograd = false, "expected ["),
+        (|g| quant(g).winograd = None, "expected ["),
         (|g| g.weights[0].shape[3] = 3, "has shape"),
         (
             |g| {
@@ -219,7 +266,7 @@ fn unsound_winograd_layers_are_refused() {
         ),
     ];
     for (edit, why) in cases {
-        let mut g = winograd();
+        let mut g = winograd(Winograd::Rows);
         edit(&mut g);
         let error = g.validate().unwrap_err().to_string();
         assert!(error.contains(why), "{error}, expected {why}");

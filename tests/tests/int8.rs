@@ -8,7 +8,7 @@ use latile_cpu::isa::Level;
 use latile_cpu::session::CpuBackend;
 use latile_export::{ExportOptions, Quantization, Winograd};
 use latile_runtime::format::{Model, Precision, Role, Writer};
-use latile_runtime::graph::{Graph, Op, WeightId};
+use latile_runtime::graph::{Graph, Op, WeightId, Winograd as Algorithm};
 use latile_runtime::pipeline::{Options, Picture, Pixels, upscale_rows};
 use latile_tests::{Exported, Tensors, cases, exported, exported_with, fixture, run};
 use std::fs::File;
@@ -48,10 +48,16 @@ const ATTENTION: [&str; 2] = [
 ];
 
 /// The file of `sr` with all convolutions by Winograd's F(2, 3) that can be, and what its U-Net and decoder make.
-const WINOGRAD: [&str; 3] = [
+const ROWS: [&str; 3] = [
     "3a0a96e3ea9fa6fbe9951a44b3a2d0ef572f833e49b9976ee01599c90971e1eb",
     "f061b6fbcfb6146c641348e857da62ab77cfc3b6960478c8c560eaaf47a51145",
     "7662c7481bfed62228ee289fd681bb4a5b364819275406530a911037b65590ee",
+];
+/// The same by F(2 x 2, 3 x 3).
+const SQUARES: [&str; 3] = [
+    "58e3a7ad954e8dbf2078a49bab247c076983d6ebcb1d2a4722687786436ad489",
+    "41a20720baa42c29320fc544d80b4d1b7af27e06a61094b6d6ed2da3a6c9ef83",
+    "c6caa942287b71cfbb7c3b747b52e8604832a2e35323cdeec789cd62d5398b4e",
 ];
 
 /// The float model of `name`, calibrated over a trajectory of two steps.
@@ -77,12 +83,12 @@ fn table(name: &str) -> Table {
 }
 
 fn int8(name: &str) -> Exported {
-    int8_by(name, Winograd::Off)
+    int8_by(name, table(name), Winograd::Off)
 }
 
-fn int8_by(name: &str, winograd: Winograd) -> Exported {
+fn int8_by(name: &str, table: Table, winograd: Winograd) -> Exported {
     let quantization = Quantization {
-        table: table(name),
+        table,
         method: Method::Mse,
         keep_f16: Vec::new(),
         mixed: None,
@@ -175,17 +181,26 @@ fn the_same_file_and_the_same_bits_everywhere() {
 
 #[test]
 fn fewer_products_give_the_same_bits_everywhere() {
-    let exported = int8_by("sr", Winograd::All);
+    let both = table("sr");
+    let mut rows = both.clone();
+    for g in rows.components.iter_mut().flat_map(|c| &mut c.layers).flat_map(|l| &mut l.groups) {
+        g.squares = None;
+    }
+    are_the_same(&int8_by("sr", rows, Winograd::All), Algorithm::Rows, &ROWS);
+    are_the_same(&int8_by("sr", both, Winograd::All), Algorithm::Square, &SQUARES);
+}
+
+fn are_the_same(exported: &Exported, by: Algorithm, recorded: &[&str; 3]) {
     let fewer = |role| {
         let nodes = exported.model.component(role).unwrap().graph.nodes.iter();
-        nodes.filter(|n| n.op.quant().is_some_and(|q| q.winograd)).count()
+        nodes.filter(|n| n.op.quant().is_some_and(|q| q.winograd == Some(by))).count()
     };
     assert!(fewer(Role::Unet) > 10 && fewer(Role::Decoder) > 5);
     let file = blake3::hash(&std::fs::read(&exported.path).unwrap()).to_hex().to_string();
     on_all([1, 3], |backend, on| {
         let [unet, decoder] =
             [Role::Unet, Role::Decoder].map(|r| outputs(backend, &exported.model, "sr", r));
-        assert_eq!([&file, &unet, &decoder], WINOGRAD.each_ref(), "on {on}");
+        assert_eq!([&file, &unet, &decoder], recorded.each_ref(), "{by:?} on {on}");
     });
 }
 

@@ -1,6 +1,6 @@
 //! Observers against the definitions, at channel counts around the lanes.
 
-use super::pairs::{Extremes, Pairs};
+use super::pairs::{Extremes, Pairs, SQUARE_KINDS, Squares};
 use super::*;
 
 fn map(pixels: usize, channels: usize, seed: u32) -> Vec<f32> {
@@ -83,7 +83,8 @@ fn every_value_lands_in_its_bin() {
         let scale: Vec<f32> = (0..channels).map(|c| 1.0 / (1.0 + c as f32)).collect();
         for e in [None, Some(&scale[..])] {
             let mut s = Spread::new(&m, e);
-            map.chunks(10 * channels).for_each(|row| s.add(row));
+            let mut counts = Counts::default();
+            map.chunks(10 * channels).for_each(|row| s.add(row, &mut counts));
             let h = s.finish();
             assert_eq!(h.samples(), map.len() as u64);
             let mut expected = Histogram::new(h.lo() as f32, h.hi() as f32);
@@ -137,6 +138,58 @@ fn pairs_are_those_of_the_definition() {
         pairs.of(&map(20, channels, 4), channels, [1, 1]);
         let found = pairs.of(&row, channels, pad);
         assert_eq!(found, &[apart, sums, differences], "{w} {pad:?}");
+    }
+}
+
+/// Maps one after the other, row by row, against sums over each map.
+#[test]
+fn squares_are_those_of_the_definition() {
+    let channels = 3;
+    let mut squares = Squares::default();
+    for (h, w, pad) in
+        [(8, 6, [1, 1, 1, 1]), (7, 5, [1, 1, 1, 1]), (4, 4, [0, 0, 0, 0]), (5, 3, [2, 1, 0, 2])]
+    {
+        let [top, left, bottom, right] = pad;
+        let map = map(h * w, channels, 5);
+        let x = |y: usize, x: usize, c: usize| match (y.checked_sub(top), x.checked_sub(left)) {
+            (Some(y), Some(x)) if y < h && x < w => map[(y * w + x) * channels + c],
+            _ => 0.0,
+        };
+        // Along an axis: two apart from every output, sums and differences from every other one.
+        let along = |kind: usize, at: usize, x: &dyn Fn(usize) -> f32| match kind {
+            0 => Some(x(at) - x(at + 2)),
+            _ if at % 2 == 1 => None,
+            1 => Some(x(at + 1) + x(at + 2)),
+            _ => Some(x(at + 2) - x(at + 1)),
+        };
+        let mut want = vec![Vec::new(); SQUARE_KINDS];
+        for (kind, want) in want.iter_mut().enumerate() {
+            for y in 0..h + top + bottom - 2 {
+                for at in 0..w + left + right - 2 {
+                    for c in 0..channels {
+                        let column = |at: usize| along(kind / 3, y, &|y| x(y, at, c));
+                        if column(at).is_some() {
+                            want.extend(along(kind % 3, at, &|at| column(at).unwrap()));
+                        }
+                    }
+                }
+            }
+        }
+        let mut found = vec![Vec::new(); SQUARE_KINDS];
+        let mut pairs = Pairs::default();
+        squares.begin(top);
+        assert!(!squares.has_rows());
+        for row in map.chunks(w * channels) {
+            let row = pairs.of(row, channels, [left, right]);
+            squares.add(row, &mut |kind, row| found[kind].extend_from_slice(row));
+        }
+        assert!(squares.has_rows());
+        squares.end(bottom, &mut |kind, row| found[kind].extend_from_slice(row));
+        for (kind, (found, want)) in found.iter().zip(&want).enumerate() {
+            assert_eq!(found.len(), want.len(), "kind {kind} of {h} x {w}");
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+            assert!(found.iter().zip(want).all(close), "kind {kind} of {h} x {w}, {pad:?}");
+        }
     }
 }
 

@@ -98,8 +98,9 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "glob")]
     pub(crate) keep_f16: Vec<String>,
 
-    /// for int8 and mixed: which 3 x 3 convolutions are computed by Winograd's F(2, 3), which takes two thirds of
-    /// the multiply-adds and rounds more: auto (those where that adds little noise), off or all (default auto)
+    /// for int8 and mixed: which 3 x 3 convolutions are computed by Winograd's algorithms, which take 4/9 or 2/3 of
+    /// the multiply-adds and round more: auto (those where that adds little noise), rows (those by 2/3 alone), off or
+    /// all (default auto)
     #[argh(option, from_str_fn(winograd), arg_name = "which")]
     pub(crate) winograd: Option<Winograd>,
 
@@ -225,8 +226,9 @@ fn winograd(name: &str) -> Result<Winograd, String> {
     match name {
         "auto" => Ok(Winograd::Auto),
         "off" => Ok(Winograd::Off),
+        "rows" => Ok(Winograd::Rows),
         "all" => Ok(Winograd::All),
-        _ => Err("it can be auto, off or all".to_owned()),
+        _ => Err("it can be auto, rows, off or all".to_owned()),
     }
 }
 
@@ -297,11 +299,15 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<()> {
     let components: Vec<String> =
         summary.components.iter().map(|c| format!("{} {}", c.role, count(c.parameters))).collect();
     let int8 = summary.layers.iter().filter(|l| l.int8).count();
-    let layers = match (summary.layers.len(), summary.layers.iter().filter(|l| l.winograd).count())
-    {
+    let layers = match (
+        summary.layers.len(),
+        summary.layers.iter().filter(|l| l.winograd.is_some()).count(),
+    ) {
         (0, _) => String::new(),
         (all, 0) => format!("; {int8} of {all} layers are int8"),
-        (all, fewer) => format!("; {int8} of {all} layers are int8, {fewer} by Winograd's F(2, 3)"),
+        (all, fewer) => {
+            format!("; {int8} of {all} layers are int8, {fewer} by Winograd's algorithms")
+        }
     };
     Ok(say(&format!(
         "{}  {}, {}, from {}: {} parameters{layers}",

@@ -8,7 +8,7 @@
 //! SQNR_g = 10 · log10( S · p_g / (W · p_g + G · n_g) )
 //! ```
 //!
-//! A layer by Winograd's F(2, 3) rounds its input to three ranges, and `G · n_g` is a sum of three products.
+//! A layer by one of Winograd's algorithms rounds its input to several ranges, and `G · n_g` is a sum of products.
 //!
 //! Errors that come in with the input are not in it: that is what measuring is for.
 

@@ -17,7 +17,7 @@ mod winograd;
 pub use attention::AttentionSummary;
 pub use glob::Glob;
 pub(crate) use rewrite::{Item, Planned};
-pub use winograd::{MOST_NOISE_DB, Winograd};
+pub use winograd::{MOST_NOISE_DB, MOST_SQUARE_NOISE_DB, Winograd};
 
 use crate::ExportError;
 use crate::model::Component;
@@ -25,7 +25,7 @@ use crate::source::WeightSource;
 use crate::tensors::Recipe;
 use eligible::Matrix;
 use latile_calibration::{ComponentTable, LayerTable, Method, Range, Table};
-use latile_runtime::graph::{WINOGRAD_RANGES, WeightSpec, winograd_filters};
+use latile_runtime::graph::{QuantRange, WeightSpec, Winograd as Algorithm};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use weights::Input;
@@ -59,7 +59,7 @@ pub struct Quantization {
     pub keep_f16: Vec<Glob>,
     /// Which layers stay float in a mixed model; none in an int8 one.
     pub mixed: Option<Mixed>,
-    /// Which int8 convolutions are computed by Winograd's F(2, 3).
+    /// Which int8 convolutions are computed by Winograd's algorithms.
     pub winograd: Winograd,
     /// Convolutions that are not.
     pub keep_direct: Vec<Glob>,
@@ -84,10 +84,11 @@ pub struct LayerSummary {
     pub input_sqnr_db: Vec<f32>,
     /// That of its rounded weights alone.
     pub weight_sqnr_db: Option<f32>,
-    /// Whether it is computed by Winograd's F(2, 3).
-    pub winograd: bool,
+    /// The algorithm of Winograd's by which it is computed, `rows` or `square`; none where directly.
+    #[serde(serialize_with = "by_name")]
+    pub winograd: Option<Algorithm>,
     /// What its input's noise grows by if it is, in dB, in the worst group of timesteps: estimated from the table, for
-    /// int8 convolutions of 3 × 3 and stride 1.
+    /// int8 convolutions of 3 × 3 and stride 1; of those that are direct, what it would grow by with `rows`.
     pub winograd_noise_db: Option<f32>,
     /// Why such a convolution is not.
     pub direct: Option<String>,
@@ -111,10 +112,10 @@ pub(crate) struct Layer {
     weight: Recipe,
     spec: WeightSpec,
     input: Input,
-    /// `[group]`, or of Winograd's algorithm `[group][3]`.
+    /// `[group]`; where there is a way, its ranges take their place.
     ranges: Vec<Range>,
-    /// Whether it is computed by Winograd's F(2, 3).
-    winograd: bool,
+    /// How it is computed by one of Winograd's algorithms.
+    way: Option<winograd::Way>,
     /// Mean square of the scaled input by group, relative to that over all.
     relative_power: Vec<f64>,
     /// Mean square of the scaled input by group.
@@ -144,28 +145,46 @@ impl Layer {
                 table.neighbour,
             ),
             ranges,
-            winograd: false,
+            way: None,
             power,
         }
     }
 
-    /// The same layer by Winograd's F(2, 3), with these ranges for each group of timesteps.
-    fn by_winograd(&self, ranges: Vec<[Range; WINOGRAD_RANGES]>) -> Self {
-        Self { ranges: ranges.into_flattened(), winograd: true, ..self.clone() }
+    /// The same layer by one of Winograd's algorithms.
+    fn by_winograd(&self, way: winograd::Way) -> Self {
+        Self { way: Some(way), ..self.clone() }
+    }
+
+    /// The algorithm.
+    fn winograd(&self) -> Option<Algorithm> {
+        self.way.as_ref().map(|w| w.by)
     }
 
     /// Its ranges, by group of timesteps.
     fn groups(&self) -> impl Iterator<Item = &[Range]> {
-        self.ranges.chunks(if self.winograd { WINOGRAD_RANGES } else { 1 })
+        match &self.way {
+            Some(way) => way.ranges.chunks(winograd::kinds(way.by)),
+            None => self.ranges.chunks(1),
+        }
+    }
+
+    /// Its ranges as they are stored.
+    fn stored_ranges(&self) -> Vec<QuantRange> {
+        match &self.way {
+            Some(way) => way.stored(),
+            None => self.ranges.iter().map(Range::quant).collect(),
+        }
     }
 
     /// The shape of its integers.
     fn shape(&self) -> Vec<u32> {
         let stored = &self.spec.shape;
-        if self.winograd {
-            vec![winograd_filters(stored[0]), stored[1], stored[2], 1]
-        } else {
-            stored.clone()
+        match self.winograd() {
+            Some(by) => {
+                let [h, w] = by.kernel();
+                vec![by.filters(stored[0]), stored[1], h, w]
+            }
+            None => stored.clone(),
         }
     }
 
@@ -184,10 +203,9 @@ impl Layer {
         values: &mut Vec<f32>,
     ) -> Result<Quantized, ExportError> {
         self.weight.read(sources, &self.spec, values)?;
-        let quantized = if self.winograd {
-            winograd::quantize(values, &self.input)
-        } else {
-            weights::quantize(values, self.matrix.window, &self.input)
+        let quantized = match self.winograd() {
+            Some(by) => winograd::quantize(by, values, &self.input),
+            None => weights::quantize(values, self.matrix.window, &self.input),
         };
         quantized.map_err(|index| ExportError::Quantize {
             layer: self.name.clone(),
@@ -233,7 +251,7 @@ pub(crate) fn plan(
     let shapes = eligible::shapes(&component, winograd::NOMINAL_SIDE.next_multiple_of(multiple))?;
     let (mut chosen, mut scores) = (Vec::new(), Vec::new());
     let mut reasons = vec![None; graph.nodes.len()];
-    let mut verdicts: BTreeMap<usize, winograd::Verdict> = BTreeMap::new();
+    let mut verdicts: BTreeMap<usize, (Option<Algorithm>, winograd::Verdict)> = BTreeMap::new();
     let mut values = Vec::new();
     let mut summaries = summaries(&component, |_| None);
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -252,7 +270,8 @@ pub(crate) fn plan(
             let weight = matrix.weight.index();
             let mut score = f64::from(layer.loss.unwrap_or(0.0));
             let pixels = shapes[node.output.index()].pixels();
-            let mut verdict = winograd::decide(node, role, layer, how, pixels);
+            let size = ([matrix.inputs, matrix.outputs], pixels);
+            let mut verdict = winograd::decide(node, role, layer, how, size);
             let direct = Layer::new(
                 i,
                 layer,
@@ -260,8 +279,9 @@ pub(crate) fn plan(
                 matrix,
                 (&graph.weights[weight], &component.recipes[weight]),
             );
-            let ranges = verdict.as_mut().and_then(|v| v.ranges.take());
-            let mut layer = ranges.map_or_else(|| direct.clone(), |r| direct.by_winograd(r));
+            let ways = verdict.as_mut().map(|v| std::mem::take(&mut v.ways)).unwrap_or_default();
+            let mut ways = ways.into_iter();
+            let mut layer = ways.next().map_or_else(|| direct.clone(), |w| direct.by_winograd(w));
             let mut why = None;
             if examines(how, table) {
                 let mut examine = |layer: &Layer| {
@@ -277,12 +297,17 @@ pub(crate) fn plan(
                 };
                 let mut found = examine(&layer)?;
                 why = too_little(&found);
-                if why.is_some() && layer.winograd && how.winograd == Winograd::Auto {
+                while why.is_some() && layer.way.is_some() && how.winograd != Winograd::All {
                     let lost = why.map(|why| format!("by Winograd's algorithm {why}"));
-                    layer = direct;
+                    let next = ways.next();
+                    verdict = verdict.map(|v| winograd::Verdict {
+                        noise_db: next.as_ref().map_or(v.noise_db, |w| Some(w.noise_db)),
+                        why: lost.filter(|_| next.is_none()),
+                        ..v
+                    });
+                    layer = next.map_or_else(|| direct.clone(), |w| direct.by_winograd(w));
                     found = examine(&layer)?;
                     why = too_little(&found);
-                    verdict = verdict.map(|v| winograd::Verdict { why: lost, ..v });
                 }
                 progress(4 * (matrix.outputs * matrix.inputs * matrix.window) as u64)?;
                 score = found.noise_to_signal();
@@ -291,9 +316,9 @@ pub(crate) fn plan(
                 }
             }
             if why.is_none() {
+                verdicts.extend(verdict.map(|v| (i, (layer.winograd(), v))));
                 chosen.push(layer);
                 scores.push(score);
-                verdicts.extend(verdict.map(|v| (i, v)));
             }
             why
         } else {
@@ -324,8 +349,8 @@ pub(crate) fn plan(
         if let Some(s) = summaries.iter_mut().find(|s| s.layer == node.name) {
             s.why = reasons[i].take();
             s.int8 = s.why.is_none();
-            if let Some(verdict) = verdicts.remove(&i).filter(|_| s.int8) {
-                s.winograd = verdict.why.is_none();
+            if let Some((by, verdict)) = verdicts.remove(&i).filter(|_| s.int8) {
+                s.winograd = by;
                 s.winograd_noise_db = verdict.noise_db;
                 s.direct = verdict.why;
             }
@@ -352,12 +377,18 @@ fn summaries(component: &Component, why: impl Fn(&str) -> Option<String>) -> Vec
             sqnr_db: Vec::new(),
             input_sqnr_db: Vec::new(),
             weight_sqnr_db: None,
-            winograd: false,
+            winograd: None,
             winograd_noise_db: None,
             direct: None,
         })
     };
     graph.nodes.iter().filter_map(of).collect()
+}
+
+/// An algorithm's name.
+#[expect(clippy::ref_option, reason = "serde calls it so")]
+fn by_name<S: serde::Serializer>(by: &Option<Algorithm>, to: S) -> Result<S::Ok, S::Error> {
+    by.map(Algorithm::name).serialize(to)
 }
 
 /// Whether `table` says what each layer does to the network's result.

@@ -144,11 +144,11 @@ pub(super) fn rewrite(
             *weight = new(*weight);
             *bias = p.bias;
             *quant = Some(Quant {
-                ranges: layers[index].ranges.iter().map(|r| r.quant()).collect(),
+                ranges: layers[index].stored_ranges(),
                 weight_scale: p.weight_scale,
                 weight_sum: p.weight_sum,
                 input_scale: p.input_scale,
-                winograd: layers[index].winograd,
+                winograd: layers[index].winograd(),
             });
         } else {
             renumber(&mut node.op, new);

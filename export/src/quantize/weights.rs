@@ -92,7 +92,7 @@ impl Input {
     }
 }
 
-/// What a layer's weights became; the integers themselves replace the weights. Of a layer by Winograd's F(2, 3) there are
+/// What a layer's weights became; the integers themselves replace the weights. Of a layer by Winograd's algorithms there are
 /// rows for each point and channel, and a bias for each channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Quantized {
@@ -115,7 +115,7 @@ pub(crate) struct Power {
     pub(super) weights: f64,
     /// Σ ŵ²: what white noise of mean square 1 in the scaled input becomes; where it is rounded to several ranges,
     /// in what each of them is for.
-    pub(super) gain: [f64; 3],
+    pub(super) gain: [f64; 9],
     /// The error that the weights would make if each were rounded to the nearest.
     pub(super) nearest: f64,
 }

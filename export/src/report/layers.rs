@@ -52,16 +52,21 @@ pub(super) fn kept(page: &mut String, report: &QualityReport<'_>) {
 }
 
 pub(super) fn winograd(page: &mut String, report: &QualityReport<'_>) {
-    let asked =
-        || report.layers.iter().map(|l| l.summary).filter(|l| l.winograd || l.direct.is_some());
+    let asked = || {
+        report
+            .layers
+            .iter()
+            .map(|l| l.summary)
+            .filter(|l| l.winograd.is_some() || l.direct.is_some())
+    };
     if asked().next().is_none() {
         return;
     }
-    page.push_str("<h2>Winograd’s F(2, 3)</h2>\n<p class=\"note\">Convolutions of 3 × 3 and stride 1, which it computes with two thirds of the multiply-adds. Noise: what that of the rounded input grows by, estimated, in dB, in the worst group of timesteps.</p>\n<table id=\"winograd\">\n<tr><th>network</th><th>layer</th><th class=\"n\">noise</th><th>computed</th></tr>\n");
+    page.push_str("<h2>Winograd’s algorithms</h2>\n<p class=\"note\">Convolutions of 3 × 3 and stride 1, which they compute with two thirds, F(2, 3), or four ninths, F(2 x 2, 3 x 3), of the multiply-adds. Noise: what that of the rounded input grows by, estimated, in dB, in the worst group of timesteps.</p>\n<table id=\"winograd\">\n<tr><th>network</th><th>layer</th><th class=\"n\">noise</th><th>computed</th></tr>\n");
     for l in asked() {
-        let computed = match &l.direct {
-            None => "by Winograd’s F(2, 3)".to_owned(),
-            Some(why) => format!("directly: {why}"),
+        let computed = match (l.winograd, &l.direct) {
+            (Some(by), _) => format!("by {}", by.formula()),
+            (None, why) => format!("directly: {}", why.as_deref().unwrap_or_default()),
         };
         let _ = writeln!(
             page,

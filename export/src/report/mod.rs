@@ -161,13 +161,13 @@ impl<'a> QualityReport<'a> {
 
     fn facts(&self, page: &mut String) {
         let int8 = self.layers.iter().filter(|l| l.summary.int8).count();
-        let fewer = self.layers.iter().filter(|l| l.summary.winograd).count();
+        let fewer = self.layers.iter().filter(|l| l.summary.winograd.is_some()).count();
         let mut rows: Vec<(&str, String)> = vec![
             ("Precision", html::json_word(&self.precision)),
             (
                 "Layers",
                 format!(
-                    "{int8} of {} are int8, {fewer} of them by Winograd's F(2, 3)",
+                    "{int8} of {} are int8, {fewer} of them by Winograd's algorithms",
                     self.layers.len()
                 ),
             ),

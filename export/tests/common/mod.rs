@@ -4,7 +4,7 @@
 
 use half::f16;
 use latile_runtime::format::{LoadedComponent, Model, Role};
-use latile_runtime::graph::{Op, Quant, ValueId, ValueKind, WeightId};
+use latile_runtime::graph::{Op, Quant, QuantRange, ValueId, ValueKind, WeightId, Winograd};
 use latile_runtime::tensor::DType;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -149,13 +149,15 @@ fn step<'v>(
     n: usize,
 ) -> Map {
     match *op {
-        Op::Conv2d { weight, bias, pad, quant: Some(ref q), .. } if q.winograd => winograd(
-            w,
-            x(0),
-            (weight, w.bias(bias, n)),
-            [pad.top, pad.left, pad.bottom, pad.right],
-            q,
-        ),
+        Op::Conv2d { weight, bias, pad, quant: Some(ref q), .. } if q.winograd.is_some() => {
+            winograd(
+                w,
+                x(0),
+                (weight, w.bias(bias, n)),
+                [pad.top, pad.left, pad.bottom, pad.right],
+                q,
+            )
+        }
         Op::Conv2d { weight, bias, kernel, stride, pad, ref quant } => {
             let [kh, kw] = kernel.map(|v| v as usize);
             let [sh, sw] = stride.map(|v| v as usize);
@@ -356,7 +358,7 @@ fn conv(
     out
 }
 
-/// An int8 convolution by Winograd's F(2, 3), as docs/format.md defines it.
+/// An int8 convolution by one of Winograd's algorithms, as docs/format.md defines it.
 fn winograd(
     w: &Weights<'_>,
     x: &Map,
@@ -364,12 +366,25 @@ fn winograd(
     pad: [u32; 4],
     q: &Quant,
 ) -> Map {
+    let square = q.winograd == Some(Winograd::Square);
+    let (points, each, rows, high) = if square { (16, 10, 1, 2) } else { (4, 3, 3, 1) };
     let n = bias.len();
-    let m = w.component.spec().graph.weight(weight).shape[0] as usize / 4;
+    let m = w.component.spec().graph.weight(weight).shape[0] as usize / points;
     let packed = w.flat(weight);
     let (scale, total) = (w.flat(q.weight_scale), w.flat(q.weight_sum));
     let input_scale = q.input_scale.map_or(vec![1.0; x.c], |id| w.flat(id));
-    let group = w.group.min(q.ranges.len() / 3 - 1);
+    let group = w.group.min(q.ranges.len() / each - 1);
+    let ranges = &q.ranges[each * group..][..each];
+    let factor =
+        |r: &QuantRange| (32768.0 * f64::from(ranges[0].scale) / f64::from(r.scale)).round();
+    // Of each point: its range, and what one step is worth.
+    let range = |k: usize| {
+        if square { ranges[1 + 3 * (k / 4 % 3) + k % 4 % 3] } else { ranges[k % 3] }
+    };
+    let worth = |k: usize| {
+        let r = range(k);
+        if square { ranges[0].scale * (32768.0 / factor(&r) as f32) } else { r.scale }
+    };
     let [top, left, bottom, right] = pad.map(|v| v as usize);
     let mut out = Map::zeros(x.h + top + bottom - 2, x.w + left + right - 2, n);
     let pixel = |y: usize, at: usize, c: usize| {
@@ -379,21 +394,40 @@ fn winograd(
             _ => 0.0,
         }
     };
-    for oy in 0..out.h {
+    let four = |v: [f32; 4]| [v[0] - v[2], v[1] + v[2], v[2] - v[1], v[1] - v[3]];
+    let two = |m: [f32; 4]| [m[0] + (m[1] + m[2]), (m[1] - m[2]) - m[3]];
+    for oy in (0..out.h).step_by(high) {
         for ox in (0..out.w).step_by(2) {
-            let mut sums = vec![[0f64; 4]; n];
-            for ky in 0..3 {
+            let mut sums = vec![[0f64; 16]; n];
+            for ky in 0..rows {
                 for c in 0..x.c {
-                    let v = [0, 1, 2, 3].map(|i| pixel(oy + ky, ox + i, c));
-                    let seen = [v[0] - v[2], v[1] + v[2], v[2] - v[1], v[1] - v[3]];
-                    for (k, d) in seen.into_iter().enumerate() {
-                        let r = q.ranges[3 * group + k % 3];
-                        let multiplier = input_scale[c] as f32 * (1.0 / r.scale);
-                        let byte =
-                            f64::from((d * multiplier).round_ties_even()) + f64::from(r.zero_point);
+                    let bytes: Vec<f64> = if square {
+                        let word = |v: f32| {
+                            let by = input_scale[c] as f32 * (1.0 / ranges[0].scale);
+                            (v * by).round_ties_even().clamp(-8191.0, 8191.0)
+                        };
+                        let columns = [0, 1, 2, 3]
+                            .map(|i| four([0, 1, 2, 3].map(|j| word(pixel(oy + j, ox + i, c)))));
+                        let seen = (0..4).flat_map(|k| four(columns.map(|column| column[k])));
+                        let byte = |(k, d): (usize, f32)| {
+                            let r = range(k);
+                            let scaled = ((d as i64 * factor(&r) as i64) + (1 << 14)) >> 15;
+                            scaled as f64 + f64::from(r.zero_point)
+                        };
+                        seen.enumerate().map(byte).collect()
+                    } else {
+                        let v = [0, 1, 2, 3].map(|i| pixel(oy + ky, ox + i, c));
+                        let byte = |(k, d): (usize, f32)| {
+                            let r = range(k);
+                            let by = input_scale[c] as f32 * (1.0 / r.scale);
+                            f64::from((d * by).round_ties_even()) + f64::from(r.zero_point)
+                        };
+                        four(v).into_iter().enumerate().map(byte).collect()
+                    };
+                    for (k, byte) in bytes.into_iter().enumerate() {
                         for (o, sum) in sums.iter_mut().enumerate() {
                             let row = k * m + o;
-                            let place = (row / 16 * 3 + ky) * x.c.div_ceil(4) + c / 4;
+                            let place = (row / 16 * rows + ky) * x.c.div_ceil(4) + c / 4;
                             let w = packed[(place * 16 + row % 16) * 4 + c % 4];
                             sum[k] += byte.clamp(0.0, 255.0) * w;
                         }
@@ -402,14 +436,22 @@ fn winograd(
             }
             for (o, sums) in sums.iter().enumerate() {
                 let of = |k: usize| {
-                    let (r, row) = (q.ranges[3 * group + k % 3], k * m + o);
-                    let sum = sums[k] - f64::from(r.zero_point) * total[row];
-                    sum as f32 * (r.scale * scale[row] as f32)
+                    let row = k * m + o;
+                    let sum = sums[k] - f64::from(range(k).zero_point) * total[row];
+                    sum as f32 * (worth(k) * scale[row] as f32)
                 };
-                let [a, b, c, d] = [0, 1, 2, 3].map(of);
-                for (i, y) in [a + (b + c), (b - c) - d].into_iter().enumerate() {
-                    if ox + i < out.w {
-                        out.data[(oy * out.w + ox + i) * n + o] = f64::from(y) + bias[o];
+                let made = if square {
+                    let rows = [0, 4, 8, 12].map(|k| two([k, k + 1, k + 2, k + 3].map(of)));
+                    let [left, right] = [0, 1].map(|i| two(rows.map(|row| row[i])));
+                    vec![[left[0], right[0]], [left[1], right[1]]]
+                } else {
+                    vec![two([0, 1, 2, 3].map(of))]
+                };
+                for (j, row) in made.into_iter().enumerate() {
+                    for (i, y) in row.into_iter().enumerate() {
+                        if oy + j < out.h && ox + i < out.w {
+                            out.data[((oy + j) * out.w + ox + i) * n + o] = f64::from(y) + bias[o];
+                        }
                     }
                 }
             }

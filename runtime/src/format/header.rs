@@ -19,7 +19,7 @@
 pub const MAGIC: [u8; 8] = *b"\x89LATILE\n";
 /// The newest version that this build reads. A file is written in the oldest one that can hold it:
 /// [`Manifest::version`](super::Manifest::version).
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The oldest version that this build reads.
 pub const OLDEST: u32 = 2;
 /// Where weights begin, and the alignment of every weight of at least this size.

@@ -2,7 +2,7 @@
 //! exactly these fields; unknown ones are refused.
 
 use super::header::OLDEST;
-use crate::graph::{Graph, Op};
+use crate::graph::{Graph, Op, Winograd};
 use serde::{Deserialize, Serialize};
 
 /// A model's description.
@@ -31,9 +31,12 @@ impl Manifest {
     pub fn version(&self) -> u32 {
         let nodes = self.components.iter().flat_map(|c| &c.graph.nodes);
         let needs = |op: &Op| match op {
-            _ if op.quant().is_some_and(|q| q.winograd) => 4,
             Op::UpConv2x { .. } => 3,
-            _ => OLDEST,
+            _ => match op.quant().and_then(|q| q.winograd) {
+                Some(Winograd::Square) => 5,
+                Some(Winograd::Rows) => 4,
+                None => OLDEST,
+            },
         };
         nodes.map(|n| needs(&n.op)).max().unwrap_or(OLDEST)
     }

@@ -96,9 +96,11 @@ impl Graph {
             self.weight(*weight).shape[1..].iter().map(|&d| u64::from(d)).product()
         };
         match &node.op {
-            // Four points make two neighbouring pixels.
-            Op::Conv2d { weight, quant: Some(Quant { winograd: true, .. }), .. } => {
-                2 * per_channel(weight) * out.channels() as u64 * out.pixels() as u64
+            // All points of a tile make its pixels.
+            Op::Conv2d { weight, quant: Some(Quant { winograd: Some(w), .. }), .. } => {
+                let [h, across] = w.tile();
+                let each = (w.points() / (h * across)) as u64;
+                each * per_channel(weight) * out.channels() as u64 * out.pixels() as u64
             }
             Op::Conv2d { weight, .. } | Op::Linear { weight, .. } => {
                 let per_pixel: u64 =

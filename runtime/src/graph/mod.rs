@@ -11,9 +11,7 @@ mod validate;
 
 pub use arena_plan::{ArenaPlan, Lifetime, Overlay, plan_arena};
 pub use infer::ShapeError;
-pub use op::{
-    Matrix, MatrixMut, Op, Pad, Quant, QuantRange, WINOGRAD_RANGES, up_filters, winograd_filters,
-};
+pub use op::{Matrix, MatrixMut, Op, Pad, Quant, QuantRange, Winograd, up_filters};
 pub use validate::{GraphError, MAX_GROUPS, MAX_NODES};
 
 use crate::tensor::DType;

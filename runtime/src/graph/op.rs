@@ -42,8 +42,8 @@ pub struct QuantRange {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quant {
-    /// One for each of the component's groups of timesteps; one where it has none. Where `winograd`, three for each:
-    /// for differences of pixels two apart, for sums of neighbours, for differences of neighbours.
+    /// One for each of the component's groups of timesteps; one where it has none. Where `winograd`, several for each:
+    /// see [`Winograd::ranges`].
     pub ranges: Vec<QuantRange>,
     /// `[n]`, f32, plain: what one step of a stored weight is worth. One for each row of the weight.
     pub weight_scale: WeightId,
@@ -52,40 +52,191 @@ pub struct Quant {
     /// `[c]`, f32, plain: inputs are multiplied by it before they are quantized, and the weights were
     /// divided by it. It gives channels, and concatenated inputs, a scale of their own.
     pub input_scale: Option<WeightId>,
-    /// Whether a 3 × 3 convolution of stride 1 is computed by Winograd's F(2, 3) along rows (Lavin & Gray 2016,
-    /// section 4.1): two neighbouring outputs from four products instead of six. With x the row that the window sees,
-    /// scaled, of which output 2t sees x\[2t\] first, the four *points* are
-    ///
-    /// ```text
-    /// q₀ = quantized(x[2t] − x[2t + 2])        w₀ = g₀
-    /// q₁ = quantized(x[2t + 1] + x[2t + 2])    w₁ = (g₀ + g₁ + g₂) / 2
-    /// q₂ = quantized(x[2t + 2] − x[2t + 1])    w₂ = (g₀ − g₁ + g₂) / 2
-    /// q₃ = quantized(x[2t + 1] − x[2t + 3])    w₃ = g₂
-    /// y[2t] = m₀ + (m₁ + m₂)                   y[2t + 1] = (m₁ − m₂) − m₃
-    /// ```
-    ///
-    /// mₖ being what is said above of qₖ and the rows of point k of the weight, summed over channels and the three
-    /// rows of the window. The differences of points 0 and 3 have one range.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub winograd: bool,
+    /// The algorithm of Winograd's by which a 3 × 3 convolution of stride 1 is computed; none where directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub winograd: Option<Winograd>,
 }
 
-/// Ranges of a Winograd layer for each group of timesteps; see [`Quant::ranges`].
-pub const WINOGRAD_RANGES: usize = 3;
+/// Winograd's minimal filtering (Lavin & Gray 2016, section 4.1): neighbouring outputs of a 3 × 3 convolution from fewer
+/// products than they have terms.
+///
+/// Along one axis, x being what the window sees, scaled, of which output 2t sees x\[2t\] first, and g the window, two
+/// neighbouring outputs are made at four *points*:
+///
+/// ```text
+/// d₀ = x[2t] − x[2t + 2]        w₀ = g₀
+/// d₁ = x[2t + 1] + x[2t + 2]    w₁ = (g₀ + g₁ + g₂) / 2
+/// d₂ = x[2t + 2] − x[2t + 1]    w₂ = (g₀ − g₁ + g₂) / 2
+/// d₃ = x[2t + 1] − x[2t + 3]    w₃ = g₂
+/// y[2t] = m₀ + (m₁ + m₂)        y[2t + 1] = (m₁ − m₂) − m₃
+/// ```
+///
+/// mₖ being what [`Quant`] says of qₖ, which is dₖ quantized, and the rows of point k of the weight, summed over all that is
+/// not along the axis. The differences of points 0 and 3 have one range, so that there are three *kinds* of points:
+/// pixels two apart (0 and 3), sums (1), differences of neighbours (2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "StoredWinograd", try_from = "StoredWinograd")]
+pub enum Winograd {
+    /// F(2, 3) along rows: a pair of outputs from four products of a row of the window in place of six.
+    Rows,
+    /// F(2 × 2, 3 × 3): a square of outputs from 16 products in place of 36. Point 4 i + j is point i down and then point j
+    /// across; outputs are made across first, then down. An output row is the upper one of its square where its number is
+    /// even.
+    ///
+    /// Pixels become words first, p = round(x · (input_scale\[c\] · (1 / u))), at most [`Winograd::MOST_WORD`] either way, u
+    /// being the scale of range 0; d is made of those, exactly, and q is ((d · f + 2¹⁴) >> 15) + zero_point, saturated, where
+    /// f is [`Winograd::factor`]. What one step of it is worth is [`Winograd::step`], not the range's scale.
+    Square,
+}
+
+/// As it stands in a file: `true` for rows, of which there alone were some before version 5.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredWinograd {
+    Rows(bool),
+    Named(NamedWinograd),
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NamedWinograd {
+    Square,
+}
+
+impl From<Winograd> for StoredWinograd {
+    fn from(winograd: Winograd) -> Self {
+        match winograd {
+            Winograd::Rows => StoredWinograd::Rows(true),
+            Winograd::Square => StoredWinograd::Named(NamedWinograd::Square),
+        }
+    }
+}
+
+impl TryFrom<StoredWinograd> for Winograd {
+    type Error = &'static str;
+
+    fn try_from(stored: StoredWinograd) -> Result<Self, Self::Error> {
+        match stored {
+            StoredWinograd::Rows(true) => Ok(Winograd::Rows),
+            StoredWinograd::Rows(false) => Err("winograd is left out where there is none"),
+            StoredWinograd::Named(NamedWinograd::Square) => Ok(Winograd::Square),
+        }
+    }
+}
+
+impl Winograd {
+    /// The most points and ranges that there are.
+    pub const MOST_POINTS: usize = 16;
+    /// As above.
+    pub const MOST_RANGES: usize = 10;
+    /// The largest word that a pixel becomes for [`Winograd::Square`]: four fit 16 bits.
+    pub const MOST_WORD: i16 = i16::MAX / 4;
+    /// The kind of each point along an axis.
+    pub const KIND: [usize; 4] = [0, 1, 2, 0];
+
+    /// `rows` or `square`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Winograd::Rows => "rows",
+            Winograd::Square => "square",
+        }
+    }
+
+    /// As the literature calls it.
+    #[must_use]
+    pub const fn formula(self) -> &'static str {
+        match self {
+            Winograd::Rows => "F(2, 3)",
+            Winograd::Square => "F(2 x 2, 3 x 3)",
+        }
+    }
+
+    /// Products that make the outputs of one tile.
+    #[must_use]
+    pub const fn points(self) -> usize {
+        match self {
+            Winograd::Rows => 4,
+            Winograd::Square => 16,
+        }
+    }
+
+    /// Ranges for each group of timesteps: one for each kind of point. Of squares number 0 is the pixels', whose zero point
+    /// is 0, and kind i down and j across has number 1 + 3 i + j.
+    #[must_use]
+    pub const fn ranges(self) -> usize {
+        match self {
+            Winograd::Rows => 3,
+            Winograd::Square => 10,
+        }
+    }
+
+    /// The range of `point`.
+    #[must_use]
+    pub const fn range_of(self, point: usize) -> usize {
+        match self {
+            Winograd::Rows => Self::KIND[point],
+            Winograd::Square => 1 + 3 * Self::KIND[point / 4] + Self::KIND[point % 4],
+        }
+    }
+
+    /// What a sum of words is multiplied by, in units of 2⁻¹⁵, to become bytes of a range of scale `scale`, the scale of words
+    /// being `word`: their ratio, to the nearest. None where that is not 1 to 32767.
+    #[must_use]
+    pub fn factor(word: f32, scale: f32) -> Option<i16> {
+        let factor = (32768.0 * f64::from(word) / f64::from(scale)).round();
+        (1.0..=32767.0).contains(&factor).then_some(factor as i16)
+    }
+
+    /// What one step of the bytes at `point` is worth, by a group's ranges: the range's scale, but of squares the words' over
+    /// the factor.
+    #[must_use]
+    pub fn step(self, ranges: &[QuantRange], point: usize) -> f32 {
+        let scale = ranges[self.range_of(point)].scale;
+        match self {
+            Winograd::Rows => scale,
+            Winograd::Square => {
+                let word = ranges[0].scale;
+                Self::factor(word, scale).map_or(scale, |f| word * (32768.0 / f32::from(f)))
+            }
+        }
+    }
+
+    /// Height and width of a tile of outputs.
+    #[must_use]
+    pub const fn tile(self) -> [usize; 2] {
+        match self {
+            Winograd::Rows => [1, 2],
+            Winograd::Square => [2, 2],
+        }
+    }
+
+    /// Height and width of the window at each point.
+    #[must_use]
+    pub const fn kernel(self) -> [u32; 2] {
+        match self {
+            Winograd::Rows => [3, 1],
+            Winograd::Square => [1, 1],
+        }
+    }
+
+    /// Rows of the weight of a layer with `n` output channels: for each point one for every channel, rounded up to
+    /// whole panels of sixteen.
+    #[must_use]
+    pub const fn filters(self, n: u32) -> u32 {
+        n.next_multiple_of(16).saturating_mul(self.points() as u32)
+    }
+}
 
 impl Quant {
     /// Ranges for each group of timesteps.
     #[must_use]
     pub const fn ranges_per_group(&self) -> usize {
-        if self.winograd { WINOGRAD_RANGES } else { 1 }
+        match self.winograd {
+            Some(w) => w.ranges(),
+            None => 1,
+        }
     }
-}
-
-/// Rows of the weight of a Winograd layer with `n` output channels: for each of four points one for every channel,
-/// rounded up to whole panels of sixteen.
-#[must_use]
-pub const fn winograd_filters(n: u32) -> u32 {
-    up_filters(n)
 }
 
 /// A layer's weight, its bias, and what makes it int8.
@@ -113,8 +264,8 @@ pub enum Op {
     /// `map → map`. Cross-correlation, dilation 1, one group.
     Conv2d {
         /// `[n, c, kh, kw]`, [`super::Layout::Packed16`], or [`super::Layout::Packed16x4`] where `quant` is given.
-        /// Of a Winograd layer `[4 · m, c, 3, 1]`, m being n rounded up to a multiple of 16; see [`winograd_filters`].
-        /// Row `point · m + o` makes output channel o at a point; those beyond n make nothing.
+        /// Of a Winograd layer `[points · m, c, …]`, m being n rounded up to a multiple of 16; see [`Winograd::filters`] and
+        /// [`Winograd::kernel`]. Row `point · m + o` makes output channel o at a point; those beyond n make nothing.
         weight: WeightId,
         /// `[n]`, f32, plain.
         bias: Option<WeightId>,

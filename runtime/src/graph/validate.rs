@@ -2,7 +2,7 @@
 //! before use, every weight of the shape its operator needs.
 
 use super::{
-    Graph, Layout, Node, Op, Quant, ValueId, ValueKind, WeightId, up_filters, winograd_filters,
+    Graph, Layout, Node, Op, Quant, QuantRange, ValueId, ValueKind, WeightId, Winograd, up_filters,
 };
 use crate::tensor::DType;
 
@@ -169,15 +169,17 @@ impl Graph {
                         format!("pad {pad:?} is as wide as its kernel {kernel:?}"),
                     );
                 }
-                let shape = match quant {
-                    Some(q) if q.winograd => {
+                let shape = match quant.as_ref().and_then(|q| q.winograd) {
+                    Some(winograd) => {
                         if (*kernel, *stride) != ([3, 3], [1, 1]) {
-                            let why = "Winograd's F(2, 3) is for kernels of 3 × 3 and strides of 1";
+                            let why =
+                                "Winograd's algorithms are for kernels of 3 × 3 and strides of 1";
                             return invalid(place, format!("{why}, not {kernel:?} and {stride:?}"));
                         }
-                        [winograd_filters(n), first.channels(), kernel[0], 1]
+                        let [h, w] = winograd.kernel();
+                        [winograd.filters(n), first.channels(), h, w]
                     }
-                    _ => [n, first.channels(), kernel[0], kernel[1]],
+                    None => [n, first.channels(), kernel[0], kernel[1]],
                 };
                 self.check_matrix(place, *weight, &shape, quant.as_ref())?;
                 self.check_bias(place, *bias, n)
@@ -300,7 +302,7 @@ impl Graph {
                 &[DType::F32, DType::F16],
             );
         };
-        if q.winograd && shape.get(3) != Some(&1) {
+        if q.winograd.is_some_and(|w| shape.get(2..) != Some(&w.kernel())) {
             return invalid(place, "only a convolution can be a Winograd layer");
         }
         self.check_stored(place, id, shape, Layout::Packed16x4, &[DType::I8])?;
@@ -326,6 +328,22 @@ impl Graph {
         for r in &q.ranges {
             if !r.scale.is_normal() || r.scale < 0.0 {
                 return invalid(place, format!("an activation scale of {}", r.scale));
+            }
+        }
+        if q.winograd == Some(Winograd::Square) {
+            for group in q.ranges.chunks_exact(each) {
+                let word = group[0];
+                if word.zero_point != 0 {
+                    return invalid(
+                        place,
+                        format!("words whose zero point is {}", word.zero_point),
+                    );
+                }
+                let scale = |r: &QuantRange| Winograd::factor(word.scale, r.scale).is_none();
+                if let Some(r) = group[1..].iter().find(|r| scale(r)) {
+                    let why = format!("of words of scale {} no bytes of {}", word.scale, r.scale);
+                    return invalid(place, format!("{why} can be made: they are too far apart"));
+                }
             }
         }
         Ok(())

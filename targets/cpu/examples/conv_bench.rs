@@ -23,7 +23,7 @@ use latile_cpu::steps::conv::{
     Activation, ConvArgs, ConvPlan, ConvShape, Int8Weights, Residual, Segment, Weights, conv2d,
 };
 use latile_cpu::steps::{Output, Source};
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, Winograd};
 
 /// A square map, kernel `k`.
 const fn square(side: usize, c: usize, n: usize, k: usize) -> ConvShape {
@@ -42,34 +42,55 @@ const fn phases(side: usize, c: usize) -> ConvShape {
 
 /// By Winograd's F(2, 3), in int8 alone.
 const fn pairs(side: usize, c: usize, n: usize) -> ConvShape {
-    ConvShape { winograd: true, ..square(side, c, n, 3) }
+    ConvShape { winograd: Some(Winograd::Rows), ..square(side, c, n, 3) }
+}
+
+/// By F(2 x 2, 3 x 3), as well.
+const fn squares(side: usize, c: usize, n: usize) -> ConvShape {
+    ConvShape { winograd: Some(Winograd::Square), ..square(side, c, n, 3) }
 }
 
 const SHAPES: &[(&str, ConvShape)] = &[
     ("decoder 256x256 128-128", square(256, 128, 128, 3)),
     ("decoder 256x256 128-128 pairs", pairs(256, 128, 128)),
+    ("decoder 256x256 128-128 squares", squares(256, 128, 128)),
     ("decoder 256x256 256-128", square(256, 256, 128, 3)),
     ("decoder 256x256 256-256", square(256, 256, 256, 3)),
     ("decoder 128x128 256-256", square(128, 256, 256, 3)),
     ("decoder 128x128 256-256 pairs", pairs(128, 256, 256)),
+    ("decoder 128x128 256-256 squares", squares(128, 256, 256)),
     ("decoder 128x128 512-512", square(128, 512, 512, 3)),
     ("decoder 64x64 512-512", square(64, 512, 512, 3)),
     ("decoder 64x64 512-512 pairs", pairs(64, 512, 512)),
+    ("decoder 64x64 512-512 squares", squares(64, 512, 512)),
     ("decoder 256x256 128-3", square(256, 128, 3, 3)),
     ("unet 64x64 160-160", square(64, 160, 160, 3)),
     ("unet 64x64 160-160 pairs", pairs(64, 160, 160)),
+    ("unet 64x64 160-160 squares", squares(64, 160, 160)),
     ("unet 64x64 480-160", square(64, 480, 160, 3)),
     ("unet 64x64 320-320", square(64, 320, 320, 3)),
     ("unet 64x64 320-320 pairs", pairs(64, 320, 320)),
+    ("unet 64x64 320-320 squares", squares(64, 320, 320)),
     ("unet 32x32 320-320", square(32, 320, 320, 3)),
     ("unet 32x32 320-320 pairs", pairs(32, 320, 320)),
+    ("unet 32x32 320-320 squares", squares(32, 320, 320)),
     ("unet 32x32 640-320", square(32, 640, 320, 3)),
     ("unet 16x16 320-320", square(16, 320, 320, 3)),
     ("unet 16x16 320-320 pairs", pairs(16, 320, 320)),
+    ("unet 16x16 320-320 squares", squares(16, 320, 320)),
     ("unet 16x16 960-320", square(16, 960, 320, 3)),
     ("unet 8x8 640-640", square(8, 640, 640, 3)),
     ("unet 8x8 640-640 pairs", pairs(8, 640, 640)),
+    ("unet 8x8 640-640 squares", squares(8, 640, 640)),
     ("unet 8x8 1280-640", square(8, 1280, 640, 3)),
+    ("photo-x4 128x128 64-64 pairs", pairs(128, 64, 64)),
+    ("photo-x4 128x128 64-64 squares", squares(128, 64, 64)),
+    ("photo-x4 64x64 96-96 pairs", pairs(64, 96, 96)),
+    ("photo-x4 64x64 96-96 squares", squares(64, 96, 96)),
+    ("photo-x4 32x32 128-128 pairs", pairs(32, 128, 128)),
+    ("photo-x4 32x32 128-128 squares", squares(32, 128, 128)),
+    ("photo-x4 32x32 256-128 pairs", pairs(32, 256, 128)),
+    ("photo-x4 32x32 256-128 squares", squares(32, 256, 128)),
     ("decoder 64x64 512-512 up", up(64, 512)),
     ("decoder 64x64 512-512 phases", phases(64, 512)),
     ("decoder 128x128 256-256 up", up(128, 256)),
@@ -184,7 +205,7 @@ fn main() {
             "{name} threads {threads} fused {fused}; micro-kernel in cache, a thread: {rate:.1} GMAC/s"
         );
     }
-    let known = |s: &&(&str, ConvShape)| precision == Precision::Int8 || !s.1.winograd;
+    let known = |s: &&(&str, ConvShape)| precision == Precision::Int8 || s.1.winograd.is_none();
     for &(name, shape) in SHAPES.iter().filter(|s| s.0.contains(&filter)).filter(known) {
         let ConvShape { c, h, w, .. } = shape;
         let filters = shape.filters();
@@ -205,13 +226,16 @@ fn main() {
             .map(|i| (i % 251) as i8 % 127)
             .collect();
         let (weight_scale, weight_sum) = (vec![1e-3; filters], vec![0; filters]);
+        let mut ranges = [QuantRange { scale: 0.01, zero_point: 30 }; Winograd::MOST_RANGES];
+        if shape.winograd == Some(Winograd::Square) {
+            ranges[0] = QuantRange { scale: 0.001, zero_point: 0 };
+        }
         let int8 = Int8Weights {
             packed: &packed,
             scale: &weight_scale,
             sum: &weight_sum,
             input_scale: None,
-            ranges: &[QuantRange { scale: 0.01, zero_point: 30 }; 3]
-                [..if shape.winograd { 3 } else { 1 }],
+            ranges: &ranges[..shape.winograd.map_or(1, Winograd::ranges)],
         };
         let (scale, shift) = (vec![0.9; c], vec![0.1; c]);
         let bias = vec![0.5; shape.biases()];

@@ -6,7 +6,7 @@ use crate::isa::Level;
 use crate::simd::{Kernel, Simd, math};
 use crate::steps::attention;
 use crate::steps::conv::ConvShape;
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, Winograd};
 
 /// SiLU of a number, as it is and as bytes are made of it.
 struct Silu(f32);
@@ -115,7 +115,17 @@ impl Conv<'_> {
             .collect();
         // An int8 layer's input, as whole numbers.
         let seen = match self.weights {
-            Matrix::Int8 { input_scale, ranges, .. } if !self.shape.winograd => {
+            Matrix::Int8 { input_scale, ranges, .. }
+                if self.shape.winograd == Some(Winograd::Square) =>
+            {
+                let most = i32::from(Winograd::MOST_WORD);
+                let word = |(i, x): (usize, &f32)| {
+                    let x = x * factor(input_scale, &ranges[0], i % c);
+                    (x.round_ties_even() as i32).clamp(-most, most) as f32
+                };
+                seen.iter().enumerate().map(word).collect()
+            }
+            Matrix::Int8 { input_scale, ranges, .. } if self.shape.winograd.is_none() => {
                 let quantized = |(i, x): (usize, &f32)| {
                     quantize(x * factor(input_scale, &ranges[0], i % c), &ranges[0]) as f32
                 };
@@ -138,9 +148,9 @@ impl Conv<'_> {
                 for o in 0..n {
                     let index = (y * ow + x) * n + o;
                     let add = self.add.map_or(0.0, |b| b[o]);
-                    if self.shape.winograd {
+                    if let Some(winograd) = self.shape.winograd {
                         let bias = self.bias.map_or(0.0, |b| b[o]) + add;
-                        let sum = self.of_pair(&at, [y, x], o);
+                        let sum = self.of_tile(winograd, &at, [y, x], o);
                         out[index] = self.finished(sum + bias, index);
                         continue;
                     }
@@ -181,10 +191,11 @@ impl Conv<'_> {
         self.residual.map_or(v, |r| v + r[index]) * self.output_scale
     }
 
-    /// Output channel `o` of pixel `[y, x]` by Winograd's F(2, 3), before the bias; `at` gives the padded input. See
-    /// [`Quant::winograd`](latile_runtime::graph::Quant::winograd).
-    fn of_pair(
+    /// Output channel `o` of pixel `[y, x]` by one of Winograd's algorithms, before the bias; `at` gives the padded input.
+    /// See [`Winograd`].
+    fn of_tile(
         &self,
+        winograd: Winograd,
         at: &impl Fn(usize, usize, usize) -> f32,
         [y, x]: [usize; 2],
         o: usize,
@@ -193,28 +204,58 @@ impl Conv<'_> {
             unreachable!("points are for int8 layers");
         };
         let c = self.shape.c;
-        let first = x / 2 * 2;
+        let [high, wide] = winograd.tile();
+        let first = [y / high * high, x / wide * wide];
+        let [kh, _] = self.shape.stored_kernel();
         let m = |point: usize| {
-            let range = &ranges[[0, 1, 2, 0][point]];
-            let filter = point * self.shape.filters() / 4 + o;
+            let range = &ranges[winograd.range_of(point)];
+            let filter = point * self.shape.filters() / winograd.points() + o;
             let mut sum = 0_i64;
             for channel in 0..c {
-                for ky in 0..3 {
-                    let x = |i: usize| at(y + ky, first + i, channel);
-                    let d = match point {
-                        0 => x(0) - x(2),
-                        1 => x(1) + x(2),
-                        2 => x(2) - x(1),
-                        _ => x(1) - x(3),
+                for ky in 0..kh {
+                    let pixel =
+                        |dy: usize, dx: usize| at(first[0] + ky + dy, first[1] + dx, channel);
+                    let q = match winograd {
+                        Winograd::Rows => {
+                            let d = point_of(point, |dx| pixel(0, dx));
+                            quantize(d * factor(input_scale, range, channel), range)
+                        }
+                        Winograd::Square => {
+                            // Whole numbers.
+                            let column = |dx| point_of(point / 4, |dy| pixel(dy, dx));
+                            let sum = point_of(point % 4, column) as i32;
+                            let by = Winograd::factor(ranges[0].scale, range.scale).unwrap_or(1);
+                            let zero = i32::from(range.zero_point);
+                            let scaled = (sum * i32::from(by) + (1 << 14)) >> 15;
+                            (scaled + zero).clamp(0, 255) - zero
+                        }
                     };
-                    let q = quantize(d * factor(input_scale, range, channel), range);
-                    sum += i64::from(q) * i64::from(weights[(filter * c + channel) * 3 + ky]);
+                    sum += i64::from(q) * i64::from(weights[(filter * c + channel) * kh + ky]);
                 }
             }
-            sum as f32 * (range.scale * scale[filter])
+            sum as f32 * (winograd.step(ranges, point) * scale[filter])
         };
-        if x == first { m(0) + (m(1) + m(2)) } else { (m(1) - m(2)) - m(3) }
+        let across = |first: usize| output_of(x % 2, |point| m(first + point));
+        match winograd {
+            Winograd::Rows => across(0),
+            Winograd::Square => output_of(y % 2, |point| across(4 * point)),
+        }
     }
+}
+
+/// What a point along an axis is made from, of what the window sees.
+fn point_of(point: usize, x: impl Fn(usize) -> f32) -> f32 {
+    match point {
+        0 => x(0) - x(2),
+        1 => x(1) + x(2),
+        2 => x(2) - x(1),
+        _ => x(1) - x(3),
+    }
+}
+
+/// The first or the second output along an axis, of what the points are worth.
+fn output_of(second: usize, m: impl Fn(usize) -> f32) -> f32 {
+    if second == 0 { m(0) + (m(1) + m(2)) } else { (m(1) - m(2)) - m(3) }
 }
 
 /// What an int8 layer multiplies an input channel by before it rounds.

@@ -16,7 +16,7 @@ use latile_cpu::steps::norm::{
     ChannelSums, GroupNormArgs, SumsLayout, channel_sums, group_norm_coeffs,
 };
 use latile_cpu::steps::{Output, Source, StepError};
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, Winograd};
 
 /// `[filters, c, kh, kw]` as `[ceil(filters / 16)][kh][kw][ceil(c / group)][16][group]`, by the definition.
 fn packed<T: Copy + Default>(weights: &[T], group: usize, shape: &ConvShape) -> Vec<T> {
@@ -136,8 +136,10 @@ fn check(case: &Case, levels: &[Level], pools: &[Pool]) {
     check_one(&int8, &levels, pools);
     let ConvShape { kernel, stride, phases, .. } = case.shape;
     if kernel == [3, 3] && stride == [1, 1] && !phases {
-        let shape = ConvShape { winograd: true, ..case.shape };
-        check_one(&Case { shape, ..int8 }, &levels, pools);
+        for winograd in [Winograd::Rows, Winograd::Square] {
+            let shape = ConvShape { winograd: Some(winograd), ..case.shape };
+            check_one(&Case { shape, ..int8.clone() }, &levels, pools);
+        }
     }
 }
 
@@ -197,11 +199,15 @@ fn check_one(case: &Case, levels: &[Level], pools: &[Pool]) {
     let worth: Vec<f32> =
         random.vec(shape.filters(), 0.001).iter().map(|x| x.abs() + 1e-4).collect();
     let factors: Vec<f32> = random.vec(shape.c, 0.5).iter().map(|x| x + 1.0).collect();
-    let ranges = [(); 3].map(|()| QuantRange {
+    let mut ranges = [(); Winograd::MOST_RANGES].map(|()| QuantRange {
         scale: 0.01 + 0.005 * random.next(),
         zero_point: [0, 255, 128, 40, 201][random.below(5)],
     });
-    let ranges = &ranges[..if shape.winograd { 3 } else { 1 }];
+    if shape.winograd == Some(Winograd::Square) {
+        // Words: fine ones, and some that saturate.
+        ranges[0].scale = [3e-4, 1e-3, 2e-5][random.below(3)];
+    }
+    let ranges = &ranges[..shape.winograd.map_or(1, Winograd::ranges)];
     let int8 = Int8Weights {
         packed: &packed_integers,
         scale: &worth,
@@ -570,7 +576,7 @@ fn random_shapes() {
             pads: [random.below(3), random.below(3), random.below(3), random.below(3)],
             upsample: random.below(3) == 0,
             phases: false,
-            winograd: false,
+            winograd: None,
         };
         let shape = match random.below(4) {
             0 => ConvShape { kernel: [2, 2], stride: [1, 1], pads: [1; 4], phases: true, ..shape },
@@ -610,11 +616,13 @@ fn wrong_operands_are_refused() {
     assert!(ConvPlan::new(large, WeightType::F32, level).is_err());
     let rows = ConvShape { kernel: [17, 1], pads: [8; 4], ..ConvShape::same(4, 4, 4, 4, 3) };
     assert!(ConvPlan::new(rows, WeightType::F32, level).is_err());
-    let pairs = ConvShape { winograd: true, ..ConvShape::same(4, 4, 4, 4, 3) };
-    assert!(ConvPlan::new(pairs, WeightType::F16, level).is_err(), "points are for int8");
-    assert!(ConvPlan::int8(pairs, level).is_ok());
-    assert!(ConvPlan::int8(ConvShape { stride: [1, 2], ..pairs }, level).is_err());
-    assert!(ConvPlan::int8(ConvShape { kernel: [5, 3], ..pairs }, level).is_err());
+    for winograd in [Winograd::Rows, Winograd::Square] {
+        let tiles = ConvShape { winograd: Some(winograd), ..ConvShape::same(4, 4, 4, 4, 3) };
+        assert!(ConvPlan::new(tiles, WeightType::F16, level).is_err(), "points are for int8");
+        assert!(ConvPlan::int8(tiles, level).is_ok());
+        assert!(ConvPlan::int8(ConvShape { stride: [1, 2], ..tiles }, level).is_err());
+        assert!(ConvPlan::int8(ConvShape { kernel: [5, 3], ..tiles }, level).is_err());
+    }
     let strided = ConvShape { stride: [2, 2], ..ConvShape::doubling(4, 4, 4, 4) };
     assert!(ConvPlan::new(strided, WeightType::F32, level).is_err());
     let narrow = ConvShape { pads: [0; 4], ..ConvShape::doubling(2, 4, 4, 4) };

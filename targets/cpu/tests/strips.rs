@@ -14,7 +14,7 @@ use latile_cpu::steps::conv::{
     Weights, Window, conv2d, conv2d_rows,
 };
 use latile_cpu::steps::{Output, Source};
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, Winograd};
 
 struct Case {
     shape: ConvShape,
@@ -55,14 +55,17 @@ fn check(case: &Case, rng: &mut Random) {
     let sum: Vec<i32> = (0..shape.filters()).map(|_| (900.0 * rng.unit()) as i32).collect();
     let other = halves(rng, shape.out_len());
     let bias: Vec<f32> = (0..shape.biases()).map(|_| rng.unit()).collect();
+    let mut ranges = [QuantRange { scale: 0.01, zero_point: 77 }; Winograd::MOST_RANGES];
+    if shape.winograd == Some(Winograd::Square) {
+        ranges[0] = QuantRange { scale: 0.001, zero_point: 0 };
+    }
     let weights = if case.int8 {
         Weights::I8(Int8Weights {
             packed: &bytes,
             scale: &scale,
             sum: &sum,
             input_scale: None,
-            ranges: &[QuantRange { scale: 0.01, zero_point: 77 }; 3]
-                [..if shape.winograd { 3 } else { 1 }],
+            ranges: &ranges[..shape.winograd.map_or(1, Winograd::ranges)],
         })
     } else {
         Weights::F16(&float)
@@ -184,12 +187,15 @@ fn strips_give_the_bits_of_the_whole() {
         same(64, 9, 20, 33, 1),
         same(33, 66, 36, 24, 3),
         ConvShape { pads: [2, 2, 2, 2], ..same(37, 8, 3, 5, 5) },
-        ConvShape { winograd: true, ..same(40, 21, 6, 18, 3) },
-        ConvShape { winograd: true, ..same(33, 66, 36, 24, 3) },
+        ConvShape { winograd: Some(Winograd::Rows), ..same(40, 21, 6, 18, 3) },
+        ConvShape { winograd: Some(Winograd::Rows), ..same(33, 66, 36, 24, 3) },
+        ConvShape { winograd: Some(Winograd::Square), ..same(40, 21, 6, 18, 3) },
+        ConvShape { winograd: Some(Winograd::Square), ..same(33, 66, 36, 24, 3) },
+        ConvShape { winograd: Some(Winograd::Square), ..same(71, 130, 36, 24, 3) },
     ];
     for shape in shapes {
         for int8 in [false, true] {
-            if shape.winograd && !int8 {
+            if shape.winograd.is_some() && !int8 {
                 continue;
             }
             for (i, strip) in [1, 7, 33].into_iter().enumerate() {

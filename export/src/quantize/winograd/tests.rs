@@ -3,7 +3,7 @@
 use super::*;
 use crate::Glob;
 use latile_calibration::table::{Datum, ModelId, Sampling, VERSION};
-use latile_calibration::{GroupTable, Method, Ranges, Table, WinogradRanges};
+use latile_calibration::{GroupTable, Method, Ranges, SquareRanges, Table, WinogradRanges};
 use latile_runtime::graph::{Pad, ValueId, WeightId};
 
 /// Numbers from −1 to 1 (Knuth's MMIX generator).
@@ -35,12 +35,15 @@ fn outputs(m: [f64; 4]) -> [f64; 2] {
     [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 }
 
+/// Points of rows.
+const POINTS: usize = Algorithm::Rows.points();
+
 #[test]
 fn four_products_make_the_two_outputs_of_six() {
     let (n, c, m) = (5, 3, 16);
     let weights = Numbers(1).vector(n * c * WINDOW);
     let mut transformed = weights.clone();
-    transform(&mut transformed, m * c);
+    transform(Algorithm::Rows, &mut transformed, m * c);
     assert_eq!(transformed.len(), POINTS * m * c * SIDE);
     let filter = |point: usize, o: usize| &transformed[(point * m + o) * c * SIDE..][..c * SIDE];
     assert!((0..POINTS).all(|k| (n..m).all(|o| filter(k, o).iter().all(|&w| w == 0.0))));
@@ -62,6 +65,102 @@ fn four_products_make_the_two_outputs_of_six() {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
     }
+}
+
+/// The sixteen points of what a square sees, and its four outputs from sixteen products, rows first.
+fn square_points(x: [[f64; 4]; 4]) -> [[f64; 4]; 4] {
+    let columns = [0, 1, 2, 3].map(|i| points(x.map(|row| row[i])));
+    [0, 1, 2, 3].map(|k| points(columns.map(|column| column[k])))
+}
+
+fn square_outputs(m: [[f64; 4]; 4]) -> [[f64; 2]; 2] {
+    let rows = m.map(outputs);
+    let [left, right] = [0, 1].map(|i| outputs(rows.map(|row| row[i])));
+    [[left[0], right[0]], [left[1], right[1]]]
+}
+
+#[test]
+fn sixteen_products_make_the_four_outputs_of_thirty_six() {
+    let (n, c, m) = (3, 2, 16);
+    let weights = Numbers(3).vector(n * c * WINDOW);
+    let mut transformed = weights.clone();
+    transform(Algorithm::Square, &mut transformed, m * c);
+    assert_eq!(transformed.len(), 16 * m * c);
+    let mut numbers = Numbers(4);
+    for o in 0..n {
+        let (mut direct, mut products) = ([[0.0; 2]; 2], [[0.0; 4]; 4]);
+        for i in 0..c {
+            let x = [(); 4].map(|()| [(); 4].map(|()| numbers.next()));
+            let g = &weights[(o * c + i) * WINDOW..][..WINDOW];
+            for (down, row) in direct.iter_mut().enumerate() {
+                for (across, y) in row.iter_mut().enumerate() {
+                    *y += (0..WINDOW)
+                        .map(|k| f64::from(g[k]) * x[down + k / 3][across + k % 3])
+                        .sum::<f64>();
+                }
+            }
+            for (k, seen) in square_points(x).as_flattened().iter().enumerate() {
+                products[k / 4][k % 4] += f64::from(transformed[(k * m + o) * c + i]) * seen;
+            }
+        }
+        for (a, b) in square_outputs(products).as_flattened().iter().zip(direct.as_flattened()) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+}
+
+/// What F(2 × 2, 3 × 3) promises of its noise, against what white pixels make of it.
+#[test]
+fn the_promised_noise_of_squares_is_the_measured_one() {
+    let (n, c, m, mean) = (4, 6, 16, 0.6);
+    let square = vec![(mean * mean + 1.0) as f32; c];
+    let input = Input::new(None, &vec![mean as f32; c], &square, 0.0);
+    let weights = Numbers(15).vector(n * c * WINDOW);
+    let mut stored = weights.clone();
+    let q = quantize(Algorithm::Square, &mut stored, &input).unwrap();
+    assert_eq!((q.scale.len(), q.sum.len(), q.bias.len(), stored.len()), (256, 256, n, 256 * c));
+    let steps: [f64; WINDOW] = [0.11, 0.15, 0.06, 0.13, 0.2, 0.1, 0.07, 0.1, 0.05];
+    let measured = |round: bool| {
+        let (mut numbers, mut noise, draws) = (Numbers(99), 0.0, 3000);
+        for _ in 0..draws {
+            let seen: Vec<[[f64; 4]; 4]> =
+                (0..c).map(|_| [(); 4].map(|()| [(); 4].map(|()| mean + numbers.unit()))).collect();
+            for o in 0..n {
+                let mut products = [[0.0; 4]; 4];
+                let mut direct = [[0.0; 2]; 2];
+                for (i, x) in seen.iter().enumerate() {
+                    let g = &weights[(o * c + i) * WINDOW..][..WINDOW];
+                    for (at, y) in direct.as_flattened_mut().iter_mut().enumerate() {
+                        *y += (0..WINDOW)
+                            .map(|k| f64::from(g[k]) * x[at / 2 + k / 3][at % 2 + k % 3])
+                            .sum::<f64>();
+                    }
+                    for (k, d) in square_points(*x).as_flattened().iter().enumerate() {
+                        let step = steps[kind_of(Algorithm::Square, k).0];
+                        let d = if round { (d / step).round_ties_even() * step } else { *d };
+                        let row = k * m + o;
+                        let w = f64::from(stored[row * c + i]) * f64::from(q.scale[row]);
+                        products[k / 4][k % 4] += w * d;
+                    }
+                }
+                let made = square_outputs(products);
+                for (a, b) in made.as_flattened().iter().zip(direct.as_flattened()) {
+                    noise += (a + f64::from(q.bias[o]) - b).powi(2) / 4.0;
+                }
+            }
+        }
+        noise / f64::from(draws)
+    };
+    let rounded = measured(false);
+    let ratio = q.power.weights / rounded;
+    assert!((0.85..1.5).contains(&ratio), "{ratio}");
+    let errors = steps.map(|s| s * s / 12.0);
+    let promised: f64 = q.power.gain.iter().zip(errors).map(|(g, e)| g * e).sum();
+    let found = measured(true) - rounded;
+    assert!((0.85..1.15).contains(&(promised / found)), "{promised} {found}");
+    let white: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
+    let equal = input_error(&errors.map(range)) * white;
+    assert!((0.8..1.25).contains(&(equal / promised)), "{equal} {promised}");
 }
 
 /// Inputs as calibration describes them: of variance 1 and mean `mean`, rows with the correlation ρ between each two
@@ -130,7 +229,7 @@ fn the_promised_noise_is_the_measured_one() {
         let input = Input::new(None, &vec![mean as f32; c], &square, rho as f32);
         let weights = Numbers(5).vector(n * c * WINDOW);
         let mut stored = weights.clone();
-        let q = quantize(&mut stored, &input).unwrap();
+        let q = quantize(Algorithm::Rows, &mut stored, &input).unwrap();
         let (rows, depth) = (4 * 16, c * SIDE);
         assert_eq!((q.scale.len(), q.sum.len(), q.bias.len()), (rows, rows, n));
         assert_eq!(stored.len(), rows * depth);
@@ -167,8 +266,8 @@ fn the_input_scale_is_divided_out_first() {
     let scale = vec![4.0f32, 0.125];
     let input = Input::new(Some(scale.clone()), &[0.5; 2], &[1.0; 2], 0.2);
     let (mut stored, mut plain) = (weights.clone(), weights.clone());
-    let q = quantize(&mut stored, &input).unwrap();
-    transform(&mut plain, 16 * c);
+    let q = quantize(Algorithm::Rows, &mut stored, &input).unwrap();
+    transform(Algorithm::Rows, &mut plain, 16 * c);
     for (row, (q_row, w_row)) in stored.chunks(c * SIDE).zip(plain.chunks(c * SIDE)).enumerate() {
         for (i, (q_w, w)) in q_row.iter().zip(w_row).enumerate() {
             let step = q.scale[row] * scale[i / SIDE];
@@ -180,7 +279,7 @@ fn the_input_scale_is_divided_out_first() {
     let mut bad = vec![0.0f32; n * c * WINDOW];
     bad[c * WINDOW + WINDOW + 4] = 1.0;
     // Named by its row of the window.
-    assert_eq!(quantize(&mut bad, &tiny), Err(c * WINDOW + WINDOW + 3));
+    assert_eq!(quantize(Algorithm::Rows, &mut bad, &tiny), Err(c * WINDOW + WINDOW + 3));
 }
 
 fn range(error: f64) -> Range {
@@ -205,6 +304,7 @@ fn layer(errors: [[f64; 4]; 2]) -> LayerTable {
             sum: all(sum),
             difference: all(difference),
         }),
+        squares: None,
     };
     LayerTable {
         name: "mid.conv".into(),
@@ -260,33 +360,65 @@ fn the_worst_group_decides() {
     };
     let node = conv([3, 3], [1, 1]);
     let decide = |layer: &LayerTable, winograd, keep| {
-        decide(&node, Role::Unet, layer, &how(winograd, keep), 1024).unwrap()
+        decide(&node, Role::Unet, layer, &how(winograd, keep), ([96; 2], 1024)).unwrap()
     };
     // (3 + ¾ · 8 + ¾ · 4) / 3 = 4: 6.02 dB; the other group has 0 dB.
     let noisy = layer([[1.0, 1.5, 1.0, 1.0], [1.0, 3.0, 8.0, 4.0]]);
     let quiet = layer([[1.0, 1.5, 1.0, 1.0], [10.0, 19.5, 40.0, 13.0]]);
     let found = decide(&noisy, Winograd::Auto, "none");
     assert!((found.noise_db.unwrap() - 6.0206).abs() < 1e-3, "{found:?}");
-    assert!(found.ranges.is_none() && found.why.unwrap().contains("6.0 dB"));
+    assert!(found.ways.is_empty() && found.why.unwrap().contains("6.0 dB"));
     let found = decide(&quiet, Winograd::Auto, "none");
     assert!(found.why.is_none() && found.noise_db.unwrap() < MOST_NOISE_DB, "{found:?}");
-    assert_eq!(found.ranges.unwrap()[1], [19.5, 40.0, 13.0].map(range));
-    assert!(decide(&noisy, Winograd::All, "none").ranges.is_some());
+    assert_eq!(found.ways.len(), 1);
+    assert_eq!(found.ways[0].ranges[3..], [19.5, 40.0, 13.0].map(range));
+    assert!(!decide(&noisy, Winograd::All, "none").ways.is_empty());
     let why = |layer, winograd, keep| decide(layer, winograd, keep).why.unwrap();
     assert!(why(&quiet, Winograd::Off, "none").contains("--winograd off"));
     assert!(why(&quiet, Winograd::All, "unet.mid.*").contains("--keep-direct unet.mid.*"));
     let taken = |winograd, pixels| {
         let how = how(winograd, "none");
-        super::decide(&node, Role::Unet, &quiet, &how, pixels).unwrap().ranges.is_some()
+        !super::decide(&node, Role::Unet, &quiet, &how, ([96; 2], pixels)).unwrap().ways.is_empty()
     };
     assert!(taken(Winograd::All, 255) && !taken(Winograd::Auto, 255), "255 pixels are few");
     assert!(taken(Winograd::Auto, 256), "256 are not");
+    // Squares come first where they are quiet, with words that suit all their bytes.
+    let mut both = quiet.clone();
+    for (group, error) in both.groups.iter_mut().zip([1.0, 10.0]) {
+        group.squares = Some(SquareRanges([all(5.0 * error); 9]));
+    }
+    let ways = |layer: &LayerTable, winograd| -> Vec<Algorithm> {
+        decide(layer, winograd, "none").ways.iter().map(|w| w.by).collect()
+    };
+    assert_eq!(ways(&both, Winograd::Auto), [Algorithm::Square, Algorithm::Rows]);
+    assert_eq!(ways(&both, Winograd::Rows), [Algorithm::Rows]);
+    let way = decide(&both, Winograd::Auto, "none").ways.remove(0);
+    // (1 + ¾ + ¾)² / 9 · 5 = 3.47: 5.4 dB; words add 0.00625² / 3.
+    assert!((way.noise_db - 5.406).abs() < 0.01, "{}", way.noise_db);
+    assert_eq!(way.words, [0.1 / 16.0; 2]);
+    let stored = way.stored();
+    assert_eq!(stored.len(), 2 * Algorithm::Square.ranges());
+    assert_eq!(stored[10], QuantRange { scale: 0.1 / 16.0, zero_point: 0 });
+    assert_eq!(stored[11], range(0.0).quant());
+    let narrow = |winograd| -> Vec<Algorithm> {
+        let how = how(winograd, "none");
+        let verdict = super::decide(&node, Role::Unet, &both, &how, ([64, 160], 1024)).unwrap();
+        verdict.ways.iter().map(|w| w.by).collect()
+    };
+    assert_eq!(narrow(Winograd::Auto), [Algorithm::Rows], "64 and 160 channels are few");
+    assert_eq!(narrow(Winograd::All), [Algorithm::Square, Algorithm::Rows]);
+    both.groups[1].squares = Some(SquareRanges([all(200.0); 9]));
+    assert_eq!(ways(&both, Winograd::Auto), [Algorithm::Rows], "13 dB");
+    assert_eq!(ways(&both, Winograd::All), [Algorithm::Square, Algorithm::Rows]);
+    // An input so much larger than the smallest step that no words hold both.
+    both.groups[0].max = 1000.0;
+    assert_eq!(ways(&both, Winograd::All), [Algorithm::Rows]);
     let mut old = quiet.clone();
     old.groups[1].winograd = None;
     assert!(why(&old, Winograd::All, "none").contains("no ranges"));
     for (kernel, stride) in [([1, 1], [1, 1]), ([3, 3], [2, 2]), ([3, 1], [1, 1])] {
         let node = conv(kernel, stride);
         let how = how(Winograd::All, "none");
-        assert!(super::decide(&node, Role::Unet, &quiet, &how, 64).is_none());
+        assert!(super::decide(&node, Role::Unet, &quiet, &how, ([96; 2], 64)).is_none());
     }
 }

@@ -81,7 +81,9 @@ macro_rules! ops {
     (weights two vnni $k:literal) => {
         concat!(
             "vmovdqu64 zmm28, zmmword ptr [rax + 64*", $k, "]\n",
-            "vmovdqu64 zmm29, zmmword ptr [rax + rcx + 64*", $k, "]")
+            "vmovdqu64 zmm29, zmmword ptr [rax + rcx + 64*", $k, "]\n",
+            "prefetcht1 byte ptr [rax + 64*", $k, " + 4096]\n",
+            "prefetcht1 byte ptr [rax + rcx + 64*", $k, " + 4096]")
     };
     (pixel one vnni $addr:literal $r:literal $c0:literal $c1:literal $k:literal) => {
         concat!(

@@ -103,8 +103,8 @@ fn compute(
             input_scale: input_scale.as_deref(),
             ranges,
         };
-        if quant.winograd {
-            return ops::winograd(x(0), shape(0), &layer, &b, window, out);
+        if let Some(winograd) = quant.winograd {
+            return ops::winograd(x(0), shape(0), &layer, &b, window, (out, winograd));
         }
         ops::conv2d_int8(x(0), shape(0), &layer, &b, window, out)
     };

@@ -2,7 +2,7 @@
 
 use crate::naive::{Conv, Matrix, quantize};
 use crate::steps::conv::ConvShape;
-use latile_runtime::graph::QuantRange;
+use latile_runtime::graph::{QuantRange, Winograd};
 use latile_runtime::tensor::Shape;
 
 /// A convolution's window.
@@ -126,14 +126,14 @@ pub(super) fn conv2d_int8(
     sums.iter().zip(window.filters(out)).map(worth).collect()
 }
 
-/// A Winograd layer, by its definition: [`Quant::winograd`](latile_runtime::graph::Quant::winograd).
+/// A Winograd layer, by its definition: [`Winograd`].
 pub(super) fn winograd(
     x: &[f32],
     shape: Shape,
     layer: &Int8<'_>,
     bias: &[f32],
     window: Window,
-    out: Shape,
+    (out, winograd): (Shape, Winograd),
 ) -> Vec<f32> {
     let (Shape::Map { h, w, c }, Shape::Map { h: oh, w: ow, c: n }) = (shape, out) else {
         unreachable!("a convolution is of maps")
@@ -142,7 +142,7 @@ pub(super) fn winograd(
     let conv = Conv {
         shape: ConvShape {
             pads: [top, left, oh + 2 - h - top, ow + 2 - w - left],
-            winograd: true,
+            winograd: Some(winograd),
             ..ConvShape::same(h, w, c, n, 3)
         },
         input: x,

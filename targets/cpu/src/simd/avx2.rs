@@ -57,6 +57,7 @@ type I = (__m256i, __m256i);
 impl Simd for Avx2 {
     type F = F;
     type I = I;
+    type H = __m256i;
     type D = (__m256d, __m256d, __m256d, __m256d);
 
     const ISA: Isa = Isa::Avx2;
@@ -198,6 +199,49 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn round_words(self, v: F, p: *mut i16) {
+        let (low, high) = (words(v.0), words(v.1));
+        op!({
+            // Packs within halves of 128 bits, as in `saturate`.
+            let words = _mm256_packs_epi32(low, high);
+            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b1101_1000>(words));
+        })
+    }
+    #[inline(always)]
+    unsafe fn scale_words<const SIGNED: bool>(
+        self,
+        a: __m256i,
+        by: __m256i,
+        zero: __m256i,
+        p: *mut u8,
+    ) {
+        op!({
+            let words = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, by), zero);
+            let low = _mm256_castsi256_si128(words);
+            let high = _mm256_extracti128_si256::<1>(words);
+            let bytes =
+                if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) };
+            _mm_storeu_si128(p.cast(), bytes);
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const i16) -> __m256i {
+        op!(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    fn splat_words(self, x: i16) -> __m256i {
+        op!(_mm256_set1_epi16(x))
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi16(a, b))
+    }
+    #[inline(always)]
+    fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_sub_epi16(a, b))
+    }
+
+    #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> I {
         op!((_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())))
     }
@@ -296,6 +340,19 @@ fn nearest<const SIGNED: bool>(v: __m256) -> __m256i {
             // Else what is too small for an i32 becomes the smallest one, and stays below 0.
             v = _mm256_max_ps(_mm256_set1_ps(-1024.0), v);
         }
+        let number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(v, v));
+        _mm256_and_si256(_mm256_cvtps_epi32(v), number)
+    })
+}
+
+/// The nearest integers, 0 for a NaN, and no more than [`Simd::MOST_WORD`] either way.
+#[inline(always)]
+fn words(v: __m256) -> __m256i {
+    let most = f32::from(Avx2::MOST_WORD);
+    op!({
+        // As in `nearest`.
+        let v = _mm256_min_ps(_mm256_set1_ps(most), v);
+        let v = _mm256_max_ps(_mm256_set1_ps(-most), v);
         let number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(v, v));
         _mm256_and_si256(_mm256_cvtps_epi32(v), number)
     })

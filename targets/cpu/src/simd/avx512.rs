@@ -52,6 +52,7 @@ macro_rules! op {
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
+    type H = __m256i;
     type D = (__m512d, __m512d);
 
     const ISA: Isa = Isa::Avx512;
@@ -190,6 +191,53 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn round_words(self, v: __m512, p: *mut i16) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        let most = f32::from(Self::MOST_WORD);
+        op!({
+            // As in `quantize`.
+            let v = _mm512_min_ps(_mm512_set1_ps(most), v);
+            let v = _mm512_max_ps(_mm512_set1_ps(-most), v);
+            let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
+            let q = _mm512_maskz_cvt_roundps_epi32::<NEAREST>(number, v);
+            _mm256_storeu_si256(p.cast(), narrow(q));
+        })
+    }
+    #[inline(always)]
+    unsafe fn scale_words<const SIGNED: bool>(
+        self,
+        a: __m256i,
+        by: __m256i,
+        zero: __m256i,
+        p: *mut u8,
+    ) {
+        op!({
+            let words = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, by), zero);
+            let low = _mm256_castsi256_si128(words);
+            let high = _mm256_extracti128_si256::<1>(words);
+            let bytes =
+                if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) };
+            _mm_storeu_si128(p.cast(), bytes);
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const i16) -> __m256i {
+        op!(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    fn splat_words(self, x: i16) -> __m256i {
+        op!(_mm256_set1_epi16(x))
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi16(a, b))
+    }
+    #[inline(always)]
+    fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_sub_epi16(a, b))
+    }
+
+    #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> __m512i {
         op!(_mm512_loadu_si512(p.cast()))
     }
@@ -258,6 +306,17 @@ impl Simd for Avx512 {
             (_mm512_fmadd_pd(low, low, acc.0), _mm512_fmadd_pd(high, high, acc.1))
         })
     }
+}
+
+/// Sixteen integers that fit 16 bits.
+#[inline(always)]
+fn narrow(q: __m512i) -> __m256i {
+    op!({
+        // Packs within halves of 128 bits: 0..4 and 8..12, then 4..8 and 12..16.
+        let high = _mm512_extracti64x4_epi64::<1>(q);
+        let words = _mm256_packs_epi32(_mm512_castsi512_si256(q), high);
+        _mm256_permute4x64_epi64::<0b1101_1000>(words)
+    })
 }
 
 /// Sixteen integers as bytes, saturated.

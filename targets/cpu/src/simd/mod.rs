@@ -77,8 +77,13 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     type F: Copy;
     /// Sixteen `i32`.
     type I: Copy;
+    /// Sixteen `i16`.
+    type H: Copy;
     /// Sixteen `f64`.
     type D: Copy;
+
+    /// What [`Simd::round_words`] saturates at: sums and differences of four such fit an `i16`.
+    const MOST_WORD: i16 = i16::MAX / 4;
 
     /// The instruction set: always a float base ([`Isa::float_base`]).
     const ISA: Isa;
@@ -267,6 +272,50 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
             }
         }
     }
+    /// Sixteen `i16` to `p`: each lane rounded to the nearest integer (ties to even; a NaN counts as 0), and to no more than
+    /// [`MOST_WORD`](Self::MOST_WORD) either way.
+    ///
+    /// # Safety
+    /// `p` must be writable for 16 elements.
+    unsafe fn round_words(self, v: Self::F, p: *mut i16);
+    /// The first `min(16, len)` lanes to a slice, as [`Simd::round_words`].
+    #[inline(always)]
+    fn round_words_slice(self, v: Self::F, x: &mut [i16]) {
+        // SAFETY: each branch writes no more than the slice or the block has.
+        unsafe {
+            if x.len() >= LANES {
+                self.round_words(v, x.as_mut_ptr());
+            } else {
+                let mut block = [0; LANES];
+                self.round_words(v, block.as_mut_ptr());
+                x.copy_from_slice(&block[..x.len()]);
+            }
+        }
+    }
+    /// Sixteen bytes to `p`: `(a * by + 2^14) >> 15`, plus `zero`, saturated to `u8`, or to `i8` where `SIGNED`. The lanes of
+    /// `by` must be positive; else nothing is promised of the bytes.
+    ///
+    /// # Safety
+    /// `p` must be writable for 16 bytes.
+    unsafe fn scale_words<const SIGNED: bool>(
+        self,
+        a: Self::H,
+        by: Self::H,
+        zero: Self::H,
+        p: *mut u8,
+    );
+    /// Sixteen `i16` from `p`.
+    ///
+    /// # Safety
+    /// `p` must be readable for 16 elements.
+    unsafe fn load_words(self, p: *const i16) -> Self::H;
+    /// Every lane `x`.
+    fn splat_words(self, x: i16) -> Self::H;
+    /// `a + b`, wrapping.
+    fn add_words(self, a: Self::H, b: Self::H) -> Self::H;
+    /// `a - b`, wrapping.
+    fn sub_words(self, a: Self::H, b: Self::H) -> Self::H;
+
     /// Sixteen `i32` from `p`.
     ///
     /// # Safety

@@ -34,6 +34,7 @@ macro_rules! op {
 type F = [float32x4_t; 4];
 type I = [int32x4_t; 4];
 type D = [float64x2_t; 8];
+type H = [int16x8_t; 2];
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> float32x4_t) -> F {
@@ -90,6 +91,7 @@ fn narrow(low: float32x4_t, high: float32x4_t) -> uint16x8_t {
 impl Simd for Neon {
     type F = F;
     type I = I;
+    type H = H;
     type D = D;
 
     const ISA: Isa = Isa::Neon;
@@ -243,6 +245,48 @@ impl Simd for Neon {
             }
         })
     }
+    #[inline(always)]
+    unsafe fn round_words(self, v: F, p: *mut i16) {
+        // As in `quantize`, the conversions saturate and make 0 of a NaN.
+        let q = each_i(|i| op!(vcvtnq_s32_f32(v[i])));
+        op!({
+            let most = vdupq_n_s16(Self::MOST_WORD);
+            let least = vdupq_n_s16(-Self::MOST_WORD);
+            let low = vqmovn_high_s32(vqmovn_s32(q[0]), q[1]);
+            let high = vqmovn_high_s32(vqmovn_s32(q[2]), q[3]);
+            vst1q_s16(p, vmaxq_s16(vminq_s16(low, most), least));
+            vst1q_s16(p.add(8), vmaxq_s16(vminq_s16(high, most), least));
+        })
+    }
+    #[inline(always)]
+    unsafe fn scale_words<const SIGNED: bool>(self, a: H, by: H, zero: H, p: *mut u8) {
+        op!({
+            let low = vqaddq_s16(vqrdmulhq_s16(a[0], by[0]), zero[0]);
+            let high = vqaddq_s16(vqrdmulhq_s16(a[1], by[1]), zero[1]);
+            if SIGNED {
+                vst1q_s8(p.cast(), vqmovn_high_s16(vqmovn_s16(low), high));
+            } else {
+                vst1q_u8(p, vqmovun_high_s16(vqmovun_s16(low), high));
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const i16) -> H {
+        op!([vld1q_s16(p), vld1q_s16(p.add(8))])
+    }
+    #[inline(always)]
+    fn splat_words(self, x: i16) -> H {
+        op!([vdupq_n_s16(x); 2])
+    }
+    #[inline(always)]
+    fn add_words(self, a: H, b: H) -> H {
+        op!([vaddq_s16(a[0], b[0]), vaddq_s16(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn sub_words(self, a: H, b: H) -> H {
+        op!([vsubq_s16(a[0], b[0]), vsubq_s16(a[1], b[1])])
+    }
+
     #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> I {
         each_i(|i| op!(vld1q_s32(p.add(4 * i))))

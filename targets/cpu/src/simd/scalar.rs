@@ -42,6 +42,7 @@ fn larger(a: f32, b: f32) -> f32 {
 impl Simd for Scalar {
     type F = F;
     type I = [i32; LANES];
+    type H = [i16; LANES];
     type D = [f64; LANES];
 
     const ISA: Isa = Isa::Scalar;
@@ -159,6 +160,48 @@ impl Simd for Scalar {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { p.cast::<[u8; LANES]>().write(bytes) }
     }
+    #[inline(always)]
+    unsafe fn round_words(self, v: F, p: *mut i16) {
+        // As in `quantize`.
+        let words =
+            v.map(|x| (x.round_ties_even() as i16).clamp(-Self::MOST_WORD, Self::MOST_WORD));
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { p.cast::<Self::H>().write_unaligned(words) }
+    }
+    #[inline(always)]
+    unsafe fn scale_words<const SIGNED: bool>(
+        self,
+        a: Self::H,
+        by: Self::H,
+        zero: Self::H,
+        p: *mut u8,
+    ) {
+        let bytes: [u8; LANES] = std::array::from_fn(|i| {
+            let scaled = (i32::from(a[i]) * i32::from(by[i]) + (1 << 14)) >> 15;
+            let q = scaled + i32::from(zero[i]);
+            if SIGNED { (q.clamp(-128, 127) as i8).cast_unsigned() } else { q.clamp(0, 255) as u8 }
+        });
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { p.cast::<[u8; LANES]>().write(bytes) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const i16) -> Self::H {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { p.cast::<Self::H>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn splat_words(self, x: i16) -> Self::H {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn add_words(self, a: Self::H, b: Self::H) -> Self::H {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn sub_words(self, a: Self::H, b: Self::H) -> Self::H {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
     #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> Self::I {
         // SAFETY: the caller vouches for 16 elements.

@@ -224,6 +224,88 @@ fn partial_and_half_precision_memory() {
     }
 }
 
+struct Words {
+    x: [f32; LANES],
+    by: i16,
+    zero: i16,
+    n: usize,
+}
+
+impl Kernel for Words {
+    type Out = ([i16; LANES + 1], [u8; LANES], [u8; LANES]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let mut words = [77; LANES + 1];
+        s.round_words_slice(s.load_slice(&self.x), &mut words[..self.n]);
+        let (mut unsigned, mut signed) = ([0; LANES], [0; LANES]);
+        // SAFETY: sixteen words and bytes each.
+        unsafe {
+            let a = s.load_words(words.as_ptr());
+            // Four of the largest words fit.
+            let two = s.add_words(a, a);
+            let four = s.sub_words(two, s.sub_words(s.splat_words(0), two));
+            let (by, zero) = (s.splat_words(self.by), s.splat_words(self.zero));
+            s.scale_words::<false>(four, by, zero, unsigned.as_mut_ptr());
+            let zero = s.sub_words(zero, s.splat_words(128));
+            s.scale_words::<true>(four, by, zero, signed.as_mut_ptr());
+        }
+        (words, unsigned, signed)
+    }
+}
+
+#[test]
+fn words_round_to_even_and_become_the_same_bytes_everywhere() {
+    let special = [
+        0.0,
+        -0.0,
+        0.5,
+        1.5,
+        -0.5,
+        -2.5,
+        8190.5,
+        8191.5,
+        -8191.4,
+        -8192.0,
+        3e9,
+        -3e9,
+        f32::MAX,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+    ];
+    let spread: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 61.7);
+    for x in [special, spread] {
+        for by in [1, 2, 97, 2048, 16384, 32767] {
+            for zero in [0, 1, 128, 255] {
+                for n in [1, 7, 15, 16] {
+                    let words: Vec<i16> = x[..n]
+                        .iter()
+                        .map(|x| (x.round_ties_even() as i32).clamp(-8191, 8191) as i16)
+                        .collect();
+                    for level in Level::available() {
+                        let (found, unsigned, signed) = level.dispatch(Words { x, by, zero, n });
+                        assert_eq!(found[..n], words, "{}", level.isa());
+                        assert_eq!(
+                            found[n..],
+                            [77; LANES + 1][n..],
+                            "{} wrote past {n}",
+                            level.isa()
+                        );
+                        for i in 0..LANES {
+                            let scaled =
+                                (4 * i32::from(found[i]) * i32::from(by) + (1 << 14)) >> 15;
+                            let byte = (scaled + i32::from(zero)).clamp(0, 255);
+                            assert_eq!(i32::from(unsigned[i]), byte, "{} lane {i}", level.isa());
+                            let less = i32::from(signed[i].cast_signed());
+                            assert_eq!(less, byte - 128, "{} lane {i}", level.isa());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 struct Quantize {
     x: [f32; LANES],
     zero: i32,

@@ -6,8 +6,8 @@
 //! `(sum + (bias + add) + residual) * output_scale`, along with the channel sums that the next
 //! GroupNorm needs. Every activation is read and written once: there is no im2col buffer and
 //! no pass for a norm. A 3x3 convolution of an upsampled map may also come as four of 2x2, one for each
-//! phase of the output ([`ConvShape::phases`]): 4/9 of the work; in int8 it may go by Winograd's F(2, 3)
-//! ([`ConvShape::winograd`]): 2/3 of it. A 1x1 convolution and a Linear layer
+//! phase of the output ([`ConvShape::phases`]): 4/9 of the work; in int8 it may go by Winograd's algorithms
+//! ([`ConvShape::winograd`]): 2/3 or 4/9 of it. A 1x1 convolution and a Linear layer
 //! (`h = 1`, `w = rows`) are the same step without a halo.
 //!
 //! In floating point the sum over K runs in the order (ky, kx, c) with fused multiply-adds. With
@@ -16,16 +16,17 @@
 //! threads; see [`naive`](crate::naive) for the definitions as plain loops.
 
 use half::f16;
-use latile_runtime::graph::{QuantRange, WINOGRAD_RANGES};
+use latile_runtime::graph::{QuantRange, Winograd};
 
-use super::conv_band::{Band, Bytes, Floats, Input, Prologue};
+use super::conv_band::{Band, Bytes, Floats, Input, Place, Prologue};
 use super::conv_epilogue::{Dequantize, Epilogue, Read, Write};
 pub use super::conv_plan::ConvPlan;
 use super::conv_plan::{Family, columns, round_up};
 pub use super::conv_rows::{Rows, Window};
 pub use super::conv_shape::{ConvShape, MAX_KERNEL_ROWS};
+use super::conv_square::Squares;
 use super::conv_tile::TileJob;
-use super::conv_winograd::{POINTS, Points, RANGE_OF};
+use super::conv_winograd::Points;
 use super::{Output, SharedMut, Source, StepError, check_len};
 use crate::pool::{Pool, PoolError};
 use crate::registry::{self, WeightType};
@@ -83,7 +84,7 @@ pub struct Int8Weights<'a> {
     pub sum: &'a [i32],
     /// What each input channel is multiplied by first.
     pub input_scale: Option<&'a [f32]>,
-    /// Scale and zero point of the input; of a Winograd layer three, see
+    /// Scale and zero point of the input; of a Winograd layer several, see
     /// [`Quant::ranges`](latile_runtime::graph::Quant::ranges).
     pub ranges: &'a [QuantRange],
 }
@@ -99,6 +100,10 @@ pub enum Residual<'a> {
     /// Another tensor of the output's shape.
     Of(Source<'a>),
 }
+
+/// Lines of squares that one task makes of a band that tasks share: two of the four rows that each sees it need not make
+/// again.
+const LINES_TOGETHER: usize = 4;
 
 /// The operands of one convolution.
 #[derive(Debug)]
@@ -201,7 +206,7 @@ pub fn conv2d_rows(
         (Weights::F16(x), _) => float(x.as_ptr().cast()),
         (Weights::I8(x), family) => {
             let signed = matches!(family, Family::Int8(kernel) if kernel.signed);
-            let mut zeros = [0; WINOGRAD_RANGES];
+            let mut zeros = [0; Winograd::MOST_RANGES];
             for (zero, range) in zeros.iter_mut().zip(x.ranges) {
                 *zero = i32::from(range.zero_point) - if signed { 128 } else { 0 };
             }
@@ -210,10 +215,14 @@ pub fn conv2d_rows(
             let epilogue = Epilogue { dequantize: Some(dequantize), ..epilogue };
             let run = Run { weights, epilogue, ..common };
             match (plan.shape.winograd, signed) {
-                (false, false) => run.run(Bytes::<false> { factor, zero: zeros[0] }),
-                (false, true) => run.run(Bytes::<true> { factor, zero: zeros[0] }),
-                (true, false) => run.run(Points::<false> { factor, zero: zeros }),
-                (true, true) => run.run(Points::<true> { factor, zero: zeros }),
+                (None, false) => run.run(Bytes::<false> { factor, zero: zeros[0] }),
+                (None, true) => run.run(Bytes::<true> { factor, zero: zeros[0] }),
+                (Some(Winograd::Rows), false) => run.run(Points::<false> { factor, zeros }),
+                (Some(Winograd::Rows), true) => run.run(Points::<true> { factor, zeros }),
+                (Some(Winograd::Square), false) => {
+                    run.run(Squares::<false>::new(factor, &x, zeros))
+                }
+                (Some(Winograd::Square), true) => run.run(Squares::<true>::new(factor, &x, zeros)),
             }
         }
     };
@@ -225,11 +234,11 @@ pub fn conv2d_rows(
 fn fill_head<'a>(
     plan: &ConvPlan,
     weights: &Int8Weights<'_>,
-    zeros: [i32; WINOGRAD_RANGES],
+    zeros: [i32; Winograd::MOST_RANGES],
     head: &'a mut [f32],
 ) -> (&'a [f32], Dequantize<'a>) {
     let channels = round_up(plan.shape.c);
-    let (factor, rest) = head.split_at_mut(plan.ranges() * channels);
+    let (factor, rest) = head.split_at_mut(plan.scalings() * channels);
     let (correction, worth) = rest.split_at_mut(round_up(plan.shape.filters()));
     let correction: &mut [i32] = bytemuck::cast_slice_mut(correction);
     for (factor, range) in factor.chunks_exact_mut(channels).zip(weights.ranges) {
@@ -240,14 +249,21 @@ fn fill_head<'a>(
     }
     // The filters of a point, or all.
     let filters = plan.shape.filters() / plan.shape.points();
-    let range_of = |i: usize| if plan.shape.winograd { RANGE_OF[i / filters % POINTS] } else { 0 };
+    let winograd = plan.shape.winograd;
     correction.fill(0);
-    for (i, (correction, sum)) in correction.iter_mut().zip(weights.sum).enumerate() {
-        *correction = zeros[range_of(i)].wrapping_mul(*sum);
-    }
     worth.fill(0.0);
-    for (i, (worth, scale)) in worth.iter_mut().zip(weights.scale).enumerate() {
-        *worth = weights.ranges[range_of(i)].scale * scale;
+    for (i, (sum, scale)) in weights.sum.iter().zip(weights.scale).enumerate() {
+        let (point, filter) = (i / filters, i % filters);
+        // Of squares what sixteen filters need at all points lies together: it is read together.
+        let at = match winograd {
+            Some(Winograd::Square) => {
+                (filter / LANES * plan.shape.points() + point) * LANES + filter % LANES
+            }
+            _ => i,
+        };
+        correction[at] = zeros[winograd.map_or(0, |w| w.range_of(point))].wrapping_mul(*sum);
+        let step = winograd.map_or(weights.ranges[0].scale, |w| w.step(weights.ranges, point));
+        worth[at] = step * scale;
     }
     (factor, Dequantize { correction, worth })
 }
@@ -274,8 +290,6 @@ impl Run<'_> {
         let (plan, shape) = (self.plan, &self.plan.shape);
         let b = &plan.blocking;
         let [oh, ow] = shape.windows();
-        let kh = shape.reach()[0];
-        let sy = shape.stride[0];
         // Rows of windows.
         let [from, to] = self.rows.y.map(|y| y >> shape.doubled());
         let input = Input {
@@ -294,32 +308,37 @@ impl Run<'_> {
         let own_of =
             |worker: usize| unsafe { self.scratch.get().add(bands * band_len + worker * own_len) };
         // The first `columns` of a slot of a band, at all points.
-        let fill = |band: SharedMut<f32>, slot: usize, at: [usize; 2], columns: usize, worker| {
+        let fill = |band: SharedMut<f32>, slot: usize, at: Place, columns: usize, worker| {
             let cells = columns * prologue.pitch(shape.c);
             // SAFETY: a slot of the checked scratch, initialised, which this task alone uses now, and room that
             // is this worker's.
             let (mut slots, room) = unsafe {
                 let slot = |point: usize| {
-                    let start =
-                        band.get().add(point % shape.points() * band_plane + slot * band_row);
+                    // Beyond the points nothing, of a plane that is there.
+                    let plane = point % shape.points() * band_plane;
                     let cells = if point < shape.points() { cells } else { 0 };
+                    let start = band.get().add(plane + slot * band_row);
                     std::slice::from_raw_parts_mut(start.cast::<P::Cell>(), cells)
                 };
                 let room = own_of(worker).add(own_len - plan.room_len());
                 (
-                    std::array::from_fn::<_, POINTS, _>(slot),
+                    std::array::from_fn::<_, { Winograd::MOST_POINTS }, _>(slot),
                     std::slice::from_raw_parts_mut(room, plan.room_len()),
                 )
             };
-            prologue.fill(input, at, &mut slots, room);
+            prologue.fill(input, at, &mut slots[..shape.points()], room);
         };
-        // The padded input's row in slot 0 of a shared band.
-        let first = if b.whole { from * sy } else { 0 };
+        let [first, last] = shape.lines([from, to]);
+        // The line in slot 0 of a shared band.
+        let first = if b.whole { first } else { 0 };
         if b.whole && self.direct.is_none() {
-            // Each task writes a row of its own: there are no more of them than the band has.
-            let needed = (to - 1) * sy + kh - first;
-            self.pool.run(needed, &|i, worker| {
-                fill(self.scratch, i, [first + i, 0], b.band_cols, worker);
+            // Each task writes lines of its own: there are no more of them than the band has.
+            let together = if shape.squares() { LINES_TOGETHER } else { 1 };
+            self.pool.run((last - first).div_ceil(together), &|i, worker| {
+                for slot in i * together..(last - first).min((i + 1) * together) {
+                    let at = Place { line: first + slot, x: 0, follows: slot > i * together };
+                    fill(self.scratch, slot, at, b.band_cols, worker);
+                }
             })?;
         }
         let panels = shape.n.div_ceil(16);
@@ -365,16 +384,19 @@ impl Run<'_> {
                 if self.direct.is_none() && !b.whole {
                     // Columns that this task's windows need; the last task of a row may need fewer.
                     let used = columns(shape, x[1] - x[0]);
-                    if shape.winograd {
-                        if filled > row {
+                    let [top, bottom] = shape.lines([row, end]);
+                    if shape.winograd.is_some() {
+                        if filled > top {
                             // SAFETY: this worker's band; the rows that are kept were filled a step ago.
-                            unsafe { keep(plan, own.get(), row - base, filled - row) };
+                            unsafe { keep(plan, own.get(), top - base, filled - top) };
                         }
-                        base = row;
+                        base = top;
                     }
-                    filled = filled.max(row * sy);
-                    while filled < (end - 1) * sy + kh {
-                        fill(own, (filled - base) % b.ring, [filled, x[0]], used, worker);
+                    let begun = filled > 0;
+                    filled = filled.max(top);
+                    while filled < bottom {
+                        let at = Place { line: filled, x: x[0], follows: begun || filled > top };
+                        fill(own, (filled - base) % b.ring, at, used, worker);
                         filled += 1;
                     }
                 }

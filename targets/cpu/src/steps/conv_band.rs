@@ -6,7 +6,6 @@ use half::f16;
 use super::Source;
 use super::conv::{Activation, ConvShape, MAX_SEGMENTS, Segment};
 use super::conv_rows::Window;
-use super::conv_winograd::POINTS;
 use super::element::Element;
 use crate::isa::Level;
 use crate::kernels::dot::GROUP;
@@ -87,6 +86,36 @@ impl<const SIGNED: bool> Cells for Bytes<'_, SIGNED> {
     }
 }
 
+/// Words of sixteen bits: `round(v * factor[channel])`, saturated at [`Simd::MOST_WORD`].
+#[derive(Clone, Copy)]
+pub(super) struct Words<'a> {
+    /// At least one a channel, and a whole number of sixteens.
+    pub(super) factor: &'a [f32],
+}
+
+impl Cells for Words<'_> {
+    type Cell = i16;
+    const ALIKE: bool = false;
+    const ROUNDED: bool = true;
+    fn pitch(self, c: usize) -> usize {
+        c
+    }
+    fn padding(self) -> i16 {
+        0
+    }
+    #[inline(always)]
+    fn put<S: Simd>(self, s: S, v: S::F, channel: usize, to: &mut [i16]) {
+        debug_assert!(channel + to.len() <= self.factor.len());
+        let factor = if to.len() == LANES {
+            // SAFETY: there is a factor for every channel, and so for these sixteen.
+            unsafe { s.load(self.factor.as_ptr().add(channel)) }
+        } else {
+            s.load_slice(&self.factor[channel..])
+        };
+        s.round_words_slice(s.mul(v, factor), to);
+    }
+}
+
 /// How the rows of a band come about.
 pub(super) trait Prologue: Copy + Sync {
     /// What a band holds.
@@ -95,16 +124,20 @@ pub(super) trait Prologue: Copy + Sync {
     /// Cells from one column of the band to the next, at each point, for `c` channels.
     fn pitch(self, c: usize) -> usize;
 
-    /// Writes columns of a row of the band, to `slots`, one for each point: those of `at = [v, x]`, row `v` of the padded
-    /// input, from what window column `x` sees on. `room` is the caller's, as much as the plan says, for whatever it
-    /// is needed for.
-    fn fill(
-        self,
-        input: Input<'_>,
-        at: [usize; 2],
-        slots: &mut [&mut [Self::Cell]; POINTS],
-        room: &mut [f32],
-    );
+    /// Writes columns of a line of the band, to `slots`, one for each point. `room` is as much as the plan says; what it
+    /// holds between lines that follow one another is the callee's.
+    fn fill(self, input: Input<'_>, at: Place, slots: &mut [&mut [Self::Cell]], room: &mut [f32]);
+}
+
+/// Which part of the padded input a line of a band is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The line: a row of the padded input, or of squares a row of tiles.
+    pub(super) line: usize,
+    /// It begins with what window column `x` sees.
+    pub(super) x: usize,
+    /// Whether the call before wrote the line above it, of the same columns, with the same room.
+    pub(super) follows: bool,
 }
 
 /// A column is a pixel.
@@ -115,14 +148,8 @@ impl<C: Cells> Prologue for C {
         Cells::pitch(self, c)
     }
 
-    fn fill(
-        self,
-        input: Input<'_>,
-        [v, x]: [usize; 2],
-        slots: &mut [&mut [C::Cell]; POINTS],
-        _: &mut [f32],
-    ) {
-        Band { input, cells: self }.fill_row(v, x, slots[0]);
+    fn fill(self, input: Input<'_>, at: Place, slots: &mut [&mut [C::Cell]], _: &mut [f32]) {
+        Band { input, cells: self }.fill_row(at.line, at.x, slots[0]);
     }
 }
 

@@ -3,13 +3,14 @@
 use super::StepError;
 use super::conv::STEP;
 use super::conv_shape::ConvShape;
+use super::conv_square::seen_pixels;
 use super::conv_winograd::ROOM_PIXELS;
 use super::norm::SumsLayout;
 use crate::isa::Level;
 use crate::kernels::dot;
 use crate::registry::{self, DotKernel, MatmulKernel, WeightType};
 use crate::simd::LANES;
-use latile_runtime::graph::WINOGRAD_RANGES;
+use latile_runtime::graph::Winograd;
 
 /// How a convolution of one shape is computed on one instruction set.
 ///
@@ -88,11 +89,11 @@ pub(super) struct Blocking {
     pub(super) whole: bool,
     /// Windows of a row that are a task's: output columns, of each phase.
     pub(super) cols: usize,
-    /// Rows of windows of a task.
+    /// Rows of windows of a task; of squares an even number, or all.
     pub(super) rows: usize,
     /// Rows of windows computed at once; divides the task's rows but for the last.
     pub(super) step: usize,
-    /// Rows of the band: a ring, but where there are points not.
+    /// Lines of the band: a ring, but where there are points not.
     pub(super) ring: usize,
     /// Columns of the band; see [`columns`].
     pub(super) band_cols: usize,
@@ -106,6 +107,9 @@ pub(super) struct Blocking {
 /// Pixels whose sums are finished together, where K is not cut: enough that what finishing needs for each
 /// panel is read once for several tiles, few enough that the sums stay in the first-level cache.
 pub(super) const FINISH_PIXELS: usize = 16;
+/// Units between the points of a band, and of sums: were they a power of two apart, all would share a few sets of the
+/// first-level cache. A cache line, and no more than the sums of a pixel and a panel.
+pub(super) const POINT_GAP: usize = LANES;
 /// Bytes of a padded f32 input, and windows, up to which it is prepared whole.
 const WHOLE_LIMIT: usize = 1 << 20;
 const WHOLE_PIXELS: usize = 512;
@@ -128,22 +132,29 @@ const INT8_STEP_PIXELS: usize = 256;
 /// Tasks that an int8 layer should have, so that threads end together.
 const INT8_TASKS: usize = 24;
 
-/// Columns of a band that so many windows of a row need: a column is a pixel, or where there are points the four of
-/// a pair of outputs.
+/// Columns of a band that so many windows of a row need: a column is a pixel, or where there are points those
+/// of a tile of outputs.
 pub(super) const fn columns(shape: &ConvShape, windows: usize) -> usize {
-    if shape.winograd {
+    if shape.winograd.is_some() {
         windows.div_ceil(2)
     } else {
         (windows - 1) * shape.stride[1] + shape.reach()[1]
     }
 }
 
+/// As many rows of windows as may be computed at once: up to `limit`, of squares an even number.
+fn step_rows(shape: &ConvShape, limit: usize, rows: usize) -> usize {
+    let limit = limit.clamp(1, rows);
+    if shape.squares() { (limit / 2 * 2).max(2).min(rows) } else { limit }
+}
+
 impl Blocking {
     fn new(shape: &ConvShape, family: Family) -> Self {
         let [oh, ow] = shape.windows();
         let [kh, kw] = shape.reach();
-        let [sy, sx] = shape.stride;
-        let padded_rows = (oh - 1) * sy + kh;
+        let sx = shape.stride[1];
+        let lines = |rows: usize| shape.lines([0, rows])[1];
+        let padded_rows = lines(oh);
         let padded_cols = columns(shape, ow);
         let pixel = 4 * family.units(shape.c) * shape.points();
         let bytes = padded_rows.saturating_mul(padded_cols).saturating_mul(pixel);
@@ -151,7 +162,7 @@ impl Blocking {
         // Of two panels 256 KiB: the second-level cache holds them and a band.
         let k_block = 2048;
         if bytes <= WHOLE_LIMIT && oh * ow <= WHOLE_PIXELS && panels >= WHOLE_PANELS {
-            let step = (STEP_PIXELS / ow).clamp(1, oh);
+            let step = step_rows(shape, STEP_PIXELS / ow, oh);
             return Blocking {
                 whole: true,
                 cols: ow,
@@ -163,13 +174,14 @@ impl Blocking {
                 k_block,
             };
         }
-        let row_limit = (BAND_LIMIT / (pixel * kh)).saturating_sub(kw) / sx;
+        let high = if shape.squares() { 1 } else { kh };
+        let row_limit = (BAND_LIMIT / (pixel * high)).saturating_sub(kw) / sx;
         let limit = row_limit.clamp(16, COLS);
         let cols = ow.div_ceil(ow.div_ceil(limit));
         // Pairs are a task's own.
-        let cols = if shape.winograd { cols.next_multiple_of(2).min(ow) } else { cols };
+        let cols = if shape.winograd.is_some() { cols.next_multiple_of(2).min(ow) } else { cols };
         if matches!(family, Family::Int8(_)) && bytes <= INT8_WHOLE_LIMIT {
-            let rows = (INT8_STEP_PIXELS / cols).clamp(1, oh);
+            let rows = step_rows(shape, INT8_STEP_PIXELS / cols, oh);
             let blocks = oh.div_ceil(rows) * ow.div_ceil(cols);
             let pairs = panels.div_ceil(2);
             let parts = INT8_TASKS.div_ceil(blocks).min(pairs.div_ceil(2));
@@ -184,19 +196,22 @@ impl Blocking {
                 k_block,
             };
         }
-        let rows = oh.div_ceil(16).clamp(4, 16).min(oh);
+        let rows = oh.div_ceil(16).clamp(4, 16).next_multiple_of(shape.tile()[0]).min(oh);
         let band_row = pixel * columns(shape, cols);
-        let pixels = if shape.winograd { INT8_STEP_PIXELS } else { STEP_PIXELS };
-        let mut step = (pixels / cols).clamp(1, rows);
-        while step > 1 && ((step - 1) * sy + kh) * band_row > BAND_LIMIT {
-            step -= 1;
+        let pixels = match shape.winograd {
+            Some(Winograd::Rows) => INT8_STEP_PIXELS,
+            _ => STEP_PIXELS,
+        };
+        let mut step = step_rows(shape, pixels / cols, rows);
+        while step > shape.tile()[0] && lines(step) * band_row > BAND_LIMIT {
+            step -= shape.tile()[0];
         }
         Blocking {
             whole: false,
             cols,
             rows,
             step,
-            ring: (step - 1) * sy + kh,
+            ring: lines(step),
             band_cols: columns(shape, cols),
             channels: shape.n,
             k_block,
@@ -212,7 +227,7 @@ impl ConvPlan {
     /// [`StepError::Shape`] when the shape has a zero extent, a kernel larger than the padded
     /// input, or does not fit the address space, or has points.
     pub fn new(shape: ConvShape, weights: WeightType, level: Level) -> Result<Self, StepError> {
-        if shape.winograd {
+        if shape.winograd.is_some() {
             let reason = "Winograd's algorithm is for int8 layers".to_owned();
             return Err(StepError::Shape { step: STEP, reason });
         }
@@ -251,7 +266,7 @@ impl ConvPlan {
         self.strip = rows.next_multiple_of(self.block_rows()).min(height);
         if self.blocking.whole {
             let windows = self.strip >> self.shape.doubled();
-            self.blocking.ring = (windows - 1) * self.shape.stride[0] + self.shape.reach()[0];
+            self.blocking.ring = self.shape.lines([0, windows])[1];
         }
         self
     }
@@ -308,7 +323,8 @@ impl ConvPlan {
     /// Units of a row of the band, and of all its rows at one point.
     pub(super) const fn band_row(&self) -> [usize; 2] {
         let row = self.blocking.band_cols * self.units();
-        [row, self.blocking.ring * row]
+        let gap = if self.shape.points() > 1 { POINT_GAP } else { 0 };
+        [row, self.blocking.ring * row + gap]
     }
 
     /// Units that a window, or a pair of them at one point, reads of a row of the band; they follow one another.
@@ -318,12 +334,20 @@ impl ConvPlan {
 
     /// The band's column where the window of column `x` begins; of points, `x` being even, where its pair is.
     pub(super) const fn column(&self, x: usize) -> usize {
-        if self.shape.winograd { x / 2 } else { x * self.shape.stride[1] }
+        if self.shape.winograd.is_some() { x / 2 } else { x * self.shape.stride[1] }
     }
 
     /// Ranges that its input is quantized by.
     pub(super) const fn ranges(&self) -> usize {
-        if self.shape.winograd { WINOGRAD_RANGES } else { 1 }
+        match self.shape.winograd {
+            Some(w) => w.ranges(),
+            None => 1,
+        }
+    }
+
+    /// Ranges that pixels, or sums of them, are scaled by in floating point: of squares that of the words alone.
+    pub(super) const fn scalings(&self) -> usize {
+        if self.shape.squares() { 1 } else { self.ranges() }
     }
 
     /// Units of what an int8 layer computes once a run: the factor of each input channel in each range, then the
@@ -332,7 +356,7 @@ impl ConvPlan {
         match self.family {
             Family::Float(_) => 0,
             Family::Int8(_) => {
-                self.ranges() * round_up(self.shape.c) + 2 * round_up(self.shape.filters())
+                self.scalings() * round_up(self.shape.c) + 2 * round_up(self.shape.filters())
             }
         }
     }
@@ -350,15 +374,22 @@ impl ConvPlan {
 
     /// Units of the pixels that points are made from.
     pub(super) const fn room_len(&self) -> usize {
-        if self.shape.winograd { round_up(ROOM_PIXELS * self.shape.c) } else { 0 }
+        match self.shape.winograd {
+            Some(Winograd::Rows) => round_up(ROOM_PIXELS * self.shape.c),
+            Some(Winograd::Square) => {
+                round_up((4 * seen_pixels(self.blocking.band_cols) * self.shape.c).div_ceil(2))
+            }
+            None => 0,
+        }
     }
 
     /// Sums of one worker's tile.
     pub(super) fn tile_len(&self) -> usize {
         let b = &self.blocking;
-        let pixels = if self.shape.winograd {
+        let pixels = if self.shape.winograd.is_some() {
             // The sums of all points, and what is made of some of them.
-            4 * b.step * b.cols.div_ceil(2) + FINISH_PIXELS
+            let [h, w] = self.shape.tile();
+            self.shape.points() * (b.step.div_ceil(h) * b.cols.div_ceil(w) + 1) + h * FINISH_PIXELS
         } else if self.depth() <= b.k_block {
             FINISH_PIXELS - 1 + self.family.rows()
         } else {
@@ -378,7 +409,7 @@ impl ConvPlan {
 
     /// Units of a sum.
     pub(super) const fn depth(&self) -> usize {
-        self.shape.kernel[0] * self.run_len()
+        self.shape.stored_kernel()[0] * self.run_len()
     }
 
     /// Tasks that one run is divided into.

@@ -2,6 +2,7 @@
 
 use super::StepError;
 use super::conv::STEP;
+use latile_runtime::graph::Winograd;
 
 /// The most rows of a kernel.
 pub const MAX_KERNEL_ROWS: usize = 16;
@@ -28,9 +29,8 @@ pub struct ConvShape {
     /// Whether the output is twice as high and wide as there are windows: output `(2y + py, 2x + px)`, of phase
     /// `2 * py + px`, is that of the window at `(y + py, x + px)` by the filters of its phase. Strides are 1 then.
     pub phases: bool,
-    /// Whether the rows of a 3x3 kernel are applied by Winograd's F(2, 3), in int8; see
-    /// [`Quant::winograd`](latile_runtime::graph::Quant::winograd). Strides are 1 then.
-    pub winograd: bool,
+    /// The algorithm of Winograd's by which a 3x3 kernel is applied, in int8. Strides are 1 then.
+    pub winograd: Option<Winograd>,
 }
 
 impl ConvShape {
@@ -46,7 +46,7 @@ impl ConvShape {
             pads: [0; 4],
             upsample: false,
             phases: false,
-            winograd: false,
+            winograd: None,
         }
     }
 
@@ -62,7 +62,7 @@ impl ConvShape {
             pads: [k / 2; 4],
             upsample: false,
             phases: false,
-            winograd: false,
+            winograd: None,
         }
     }
 
@@ -129,25 +129,55 @@ impl ConvShape {
         if self.phases { 4 } else { 1 }
     }
 
-    /// Points of the input that a pair of outputs is made from, where Winograd's algorithm makes pairs; else 1.
+    /// Points of the input that a tile of windows is made from, where Winograd's algorithm makes tiles; else 1.
     pub(super) const fn points(&self) -> usize {
-        if self.winograd { 4 } else { 1 }
+        match self.winograd {
+            Some(w) => w.points(),
+            None => 1,
+        }
+    }
+
+    /// Windows of a tile, down and across; of a tile of no algorithm 1.
+    pub(super) const fn tile(&self) -> [usize; 2] {
+        match self.winograd {
+            Some(w) => w.tile(),
+            None => [1, 1],
+        }
+    }
+
+    /// Whether lines of a band are those of tiles two windows high, each with all that its tiles see. Else they are rows of
+    /// the padded input.
+    pub(super) const fn squares(&self) -> bool {
+        matches!(self.winograd, Some(Winograd::Square))
+    }
+
+    /// The lines of a band that rows of windows `y` (from and to) read.
+    pub(super) const fn lines(&self, y: [usize; 2]) -> [usize; 2] {
+        if self.squares() {
+            [y[0] / 2, y[1].div_ceil(2)]
+        } else {
+            [y[0] * self.stride[0], (y[1] - 1) * self.stride[0] + self.reach()[0]]
+        }
     }
 
     /// Rows of the weight: one for each output channel; where there are phases or points, in each of
     /// them one for every channel of whole panels of sixteen.
     pub const fn filters(&self) -> usize {
-        if self.phases || self.winograd { 4 * self.n.next_multiple_of(16) } else { self.n }
+        let parts = self.phase_count() * self.points();
+        if parts > 1 { parts * self.n.next_multiple_of(16) } else { self.n }
     }
 
     /// Elements of a bias: one for each filter, but of a Winograd layer one for each output channel.
     pub const fn biases(&self) -> usize {
-        if self.winograd { self.n } else { self.filters() }
+        if self.winograd.is_some() { self.n } else { self.filters() }
     }
 
     /// Height and width of the kernel that a row of the weight is.
     pub const fn stored_kernel(&self) -> [usize; 2] {
-        [self.kernel[0], if self.winograd { 1 } else { self.kernel[1] }]
+        match self.winograd {
+            Some(w) => [w.kernel()[0] as usize, w.kernel()[1] as usize],
+            None => self.kernel,
+        }
     }
 
     /// Elements of the packed weight: `[ceil(filters / 16)][kh][kw][c][16]`.
@@ -185,7 +215,9 @@ impl ConvShape {
         if self.phases && self.stride != [1, 1] {
             return refuse(format!("{self:?} has phases and a stride"));
         }
-        if self.winograd && (self.stride != [1, 1] || self.kernel != [3, 3] || self.phases) {
+        if self.winograd.is_some()
+            && (self.stride != [1, 1] || self.kernel != [3, 3] || self.phases)
+        {
             return refuse(format!("{self:?} has points, but not a 3x3 kernel of stride 1"));
         }
         let ([h, w], reach) = (self.seen(), self.reach());

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::conv::{ConvShape, MAX_KERNEL_ROWS};
 use super::conv_epilogue::{Epilogue, Patch};
-use super::conv_plan::{FINISH_PIXELS, Family};
+use super::conv_plan::{FINISH_PIXELS, Family, POINT_GAP};
 use crate::kernels::Operands;
 use crate::kernels::dot::{DotFn, DotTile};
 use crate::kernels::matmul::{Tile, TileFn};
@@ -32,7 +32,7 @@ pub(super) struct TileJob<'a> {
     /// From one slot of the band to the next, and from one point of a column to the next.
     pub(super) band_row: usize,
     pub(super) band_plane: usize,
-    /// Slots; row v of the padded input is in slot `(v - base) % ring`. Where there are points, none before its
+    /// Slots; line v, such as row v of the padded input, is in slot `(v - base) % ring`. Where there are points, none before its
     /// predecessor.
     pub(super) base: usize,
     pub(super) ring: usize,
@@ -135,15 +135,17 @@ impl Kernel for TileJob<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let ConvShape { kernel: [kh, _], stride: [sy, sx], .. } = *self.shape;
+        let ConvShape { stride: [_, sx], .. } = *self.shape;
+        let kh = self.shape.stored_kernel()[0];
         let ow = self.shape.out()[1];
         let doubled = self.shape.doubled();
         let points = self.shape.points();
         let depth = kh * self.run;
-        // What a tile has several of: windows, or pairs of them.
-        let cols =
-            if points > 1 { (self.x[1] - self.x[0]).div_ceil(2) } else { self.x[1] - self.x[0] };
-        let rows = self.y[1] - self.y[0];
+        // What a micro-kernel's tile has several of: windows, or Winograd's tiles of them.
+        let [high, wide] = self.shape.tile();
+        let cols = (self.x[1] - self.x[0]).div_ceil(wide);
+        let windows = (self.y[1] - self.y[0]) * (self.x[1] - self.x[0]);
+        let rows = (self.y[1] - self.y[0]).div_ceil(high);
         let (lines, cols) = if points > 1 && self.band_row == cols * self.column {
             // Of points nothing lies between a row and the next: they are one.
             (1, rows * cols)
@@ -156,7 +158,7 @@ impl Kernel for TileJob<'_> {
         // Whether a tile can be finished before the next one is summed.
         let whole = points == 1 && depth <= self.k_block;
         // Windows that are asked for with each tile of points.
-        let at_once = (rows * (self.x[1] - self.x[0])).div_ceil(points * lines * tiles);
+        let at_once = windows.div_ceil(points * lines * tiles);
         let mut panel = self.panels[0];
         while panel < self.panels[1] {
             let panels = self.family.panels().min(self.panels[1] - panel);
@@ -185,10 +187,11 @@ impl Kernel for TileJob<'_> {
                     };
                     let functions = Tiles::new(weights.family, panels, narrow);
                     for line in 0..lines {
-                        let y = self.y[0] + line;
+                        let y = self.y[0] + line * high;
+                        let top = self.shape.lines([y, y + 1])[0];
                         let mut runs = [0_isize; MAX_KERNEL_ROWS];
                         for (i, offset) in runs[..stretch.rows].iter_mut().enumerate() {
-                            let slot = (y * sy + self.phase[0] + ky + i - self.base) % self.ring;
+                            let slot = (top + self.phase[0] + ky + i - self.base) % self.ring;
                             *offset = (4 * (slot * self.band_row + stretch.start)) as isize;
                         }
                         let row_sums = if whole { 0 } else { (point * lines + line) * cols };
@@ -202,7 +205,9 @@ impl Kernel for TileJob<'_> {
                             b: weights.b,
                             panel_stride: weights.panel_stride,
                             // SAFETY: the sums of this row's first column.
-                            c: unsafe { self.acc.add(row_sums * LANES * panels) },
+                            c: unsafe {
+                                self.acc.add(row_sums * LANES * panels + point * POINT_GAP)
+                            },
                             c_stride: 4 * LANES * panels,
                             accumulate: usize::from(!first),
                         };
@@ -253,7 +258,13 @@ impl Kernel for TileJob<'_> {
             }
             if points > 1 {
                 // SAFETY: the sums have just been made; for the rest as above.
-                unsafe { self.join(s, panel, panels) };
+                unsafe {
+                    if self.shape.squares() {
+                        self.join_squares(s, panel, panels);
+                    } else {
+                        self.join(s, panel, panels);
+                    }
+                };
             }
             panel += panels;
         }

@@ -5,32 +5,32 @@
 //! at its points. Between the two the points of all pairs are multiplied as pixels are, by the kernels that multiply
 //! pixels; no multiplication is here. The formulas are [`Quant::winograd`](latile_runtime::graph::Quant::winograd)'s.
 
-use latile_runtime::graph::WINOGRAD_RANGES;
+use latile_runtime::graph::Winograd;
 
-use super::conv_band::{Band, Floats, Input, Prologue};
+use super::conv_band::{Band, Floats, Input, Place, Prologue};
 use super::conv_epilogue::{Dequantize, Epilogue};
-use super::conv_plan::{FINISH_PIXELS, round_up};
+use super::conv_plan::{FINISH_PIXELS, POINT_GAP, round_up};
 use super::conv_tile::TileJob;
 use crate::kernels::dot::GROUP;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Points of a pair.
-pub(super) const POINTS: usize = 4;
-/// The range of each point.
-pub(super) const RANGE_OF: [usize; POINTS] = [0, 1, 2, 0];
+const POINTS: usize = Winograd::Rows.points();
+/// Ranges of its points.
+const RANGES: usize = Winograd::Rows.ranges();
 /// Pairs whose points are made at once: few enough that their pixels stay in the first-level cache.
 const PAIRS: usize = 16;
 /// Pixels that so many pairs see.
 pub(super) const ROOM_PIXELS: usize = 2 * PAIRS + 2;
 
 /// A band of bytes, `[point][row][pair][channels]`: sums and differences of pixels, times `factor[range][channel]`,
-/// rounded, plus `zero[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zero`s.
+/// rounded, plus `zeros[range]`, saturated. `SIGNED` ones are less by 128, and so are their `zeros`.
 #[derive(Clone, Copy)]
 pub(super) struct Points<'a, const SIGNED: bool> {
     /// `[range][round_up(c)]`.
     pub(super) factor: &'a [f32],
     /// What 0 becomes: 0..=255, or -128..=127.
-    pub(super) zero: [i32; WINOGRAD_RANGES],
+    pub(super) zeros: [i32; Winograd::MOST_RANGES],
 }
 
 impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
@@ -43,12 +43,15 @@ impl<const SIGNED: bool> Prologue for Points<'_, SIGNED> {
     fn fill(
         self,
         input: Input<'_>,
-        [v, x]: [usize; 2],
-        slots: &mut [&mut [u8]; POINTS],
+        Place { line: v, x, .. }: Place,
+        slots: &mut [&mut [u8]],
         room: &mut [f32],
     ) {
         let c = input.shape.c;
         let pitch = self.pitch(c);
+        let Ok(slots) = <&mut [&mut [u8]; POINTS]>::try_from(slots) else {
+            unreachable!("the plan has as many points")
+        };
         let band = Band { input, cells: Floats::<true> };
         let columns = slots[0].len() / pitch;
         for first in (0..columns).step_by(PAIRS) {
@@ -83,12 +86,12 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
         let pitch = self.points.pitch(c);
         let whole = c / LANES * LANES;
         let range = round_up(c);
-        let zero = self.points.zero;
+        let zero = self.points.zeros;
         let zeros = [s.splat_i(zero[0]), s.splat_i(zero[1]), s.splat_i(zero[2])];
         let pairs = (self.row.len() / c - 2) / 2;
         // What the last pair writes, and what is read of the factors.
         assert!(self.to.iter().all(|to| to.len() >= pairs * pitch));
-        assert!(WINOGRAD_RANGES * range <= self.points.factor.len());
+        assert!(RANGES * range <= self.points.factor.len());
         for (pair, seen) in self.row.windows(4 * c).step_by(2 * c).enumerate() {
             let first = pair * pitch;
             for channel in (0..whole).step_by(LANES) {
@@ -115,10 +118,11 @@ impl<const SIGNED: bool> Kernel for Transform<'_, SIGNED> {
                 let [a, b, d, e] = [pixel(0), pixel(1), pixel(2), pixel(3)];
                 let values = [s.sub(a, d), s.add(b, d), s.sub(d, b), s.sub(b, e)];
                 for (k, v) in values.into_iter().enumerate() {
-                    let factor = &self.points.factor[RANGE_OF[k] * range + whole..];
+                    let range_of = Winograd::Rows.range_of(k);
+                    let factor = &self.points.factor[range_of * range + whole..];
                     let to = &mut self.to[k][first + whole..][..c - whole];
                     let v = s.mul(v, s.load_slice(factor));
-                    s.quantize_slice::<SIGNED>(v, zero[RANGE_OF[k]], to);
+                    s.quantize_slice::<SIGNED>(v, zero[range_of], to);
                 }
             }
         }
@@ -159,7 +163,7 @@ impl TileJob<'_> {
         let [windows, pairs] = [self.x[1] - self.x[0], (self.x[1] - self.x[0]).div_ceil(2)];
         let width = self.shape.out()[1];
         let pair_len = panels * LANES;
-        let point_len = (self.y[1] - self.y[0]) * pairs * pair_len;
+        let point_len = (self.y[1] - self.y[0]) * pairs * pair_len + POINT_GAP;
         // SAFETY: behind the sums.
         let room = unsafe { self.acc.add(POINTS * point_len) };
         for y in self.y[0]..self.y[1] {

@@ -13,6 +13,7 @@ mod conv_epilogue;
 mod conv_plan;
 mod conv_rows;
 mod conv_shape;
+mod conv_square;
 mod conv_tile;
 mod conv_winograd;
 mod element;

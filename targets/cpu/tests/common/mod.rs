@@ -7,7 +7,7 @@ use latile_runtime::format::{
 };
 use latile_runtime::graph::{
     Graph, Layout, Node, Op, Pad, Port, Quant, QuantRange, ValueId, ValueKind, WeightId,
-    WeightSpec, up_filters, winograd_filters,
+    WeightSpec, Winograd, up_filters,
 };
 use latile_runtime::tensor::DType;
 use std::io::{Cursor, Write};
@@ -177,19 +177,33 @@ impl Net {
                 zero_point: [0, 20, 128, 255, 97][self.random.below(5)],
             })
             .collect();
-        (weight, Quant { ranges, weight_scale, weight_sum, input_scale, winograd: false })
+        (weight, Quant { ranges, weight_scale, weight_sum, input_scale, winograd: None })
     }
 
-    /// The weight of an int8 3x3 convolution by Winograd's algorithm.
+    /// The weight of an int8 3x3 convolution by one of Winograd's algorithms.
     fn winograd(&mut self, n: u32, c: u32) -> (WeightId, Option<Quant>) {
+        let winograd = if n.is_multiple_of(4) { Winograd::Square } else { Winograd::Rows };
         let scaled = self.int8.is_some_and(|scaled| scaled);
-        let (weight, mut quant) = self.quantized(&[winograd_filters(n), c, 3, 1], scaled);
+        let (weight, mut quant) = {
+            let [h, w] = winograd.kernel();
+            self.quantized(&[winograd.filters(n), c, h, w], scaled)
+        };
         let ranges = quant.ranges.iter().flat_map(|&r| {
             let wide = QuantRange { scale: 2.0 * r.scale, zero_point: r.zero_point };
-            [QuantRange { zero_point: 128, ..wide }, wide, QuantRange { zero_point: 127, ..r }]
+            let kinds =
+                [QuantRange { zero_point: 128, ..wide }, wide, QuantRange { zero_point: 127, ..r }];
+            let number = |i: usize| match winograd {
+                Winograd::Rows => kinds[i],
+                Winograd::Square if i == 0 => QuantRange { scale: r.scale / 16.0, zero_point: 0 },
+                Winograd::Square => {
+                    let kind = kinds[(i - 1) % 3];
+                    QuantRange { scale: (1.0 + ((i - 1) / 3) as f32 / 2.0) * kind.scale, ..kind }
+                }
+            };
+            (0..winograd.ranges()).map(number).collect::<Vec<_>>()
         });
         quant.ranges = ranges.collect();
-        quant.winograd = true;
+        quant.winograd = Some(winograd);
         (weight, Some(quant))
     }
 

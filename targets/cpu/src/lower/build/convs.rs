@@ -58,7 +58,7 @@ impl<'m> Builder<'m, '_> {
             _ => ConvShape::same(h, w, c, n, 1),
         };
         let (weight, _, quant) = matrix(op);
-        let winograd = quant.is_some_and(|q| q.winograd);
+        let winograd = quant.and_then(|q| q.winograd);
         let shape = ConvShape { upsample: chain.upsample, winograd, ..shape };
         let plan = match (quant, self.graph.weight(weight).dtype) {
             (Some(_), _) => ConvPlan::int8(shape, self.level),
