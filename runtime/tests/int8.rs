@@ -227,7 +227,8 @@ fn words_suit_the_bytes_made_of_them() {
     // 32768 / 10 is 3276.8, and 3277 is used.
     assert_eq!(Winograd::Square.step(&square, 0), 0.03 * (32768.0 / 3277.0));
     assert_eq!(Winograd::Rows.step(&ranges, 2), 0.03);
-    let cases: [(fn(&mut QuantRange), &str); 3] = [
+    type Edit = fn(&mut QuantRange);
+    let cases: [(Edit, &str); 3] = [
         (|r| r.zero_point = 3, "words whose zero point is 3"),
         (|r| r.scale = 1e-9, "too far apart"),
         (|r| r.scale = 0.02, "too far apart"),

@@ -191,11 +191,11 @@ impl<H: Copy> Scaling<H> {
                 pair::<S, ROW>(s, p.add(3 * c), q.add(3 * c)),
             ];
             let row = [s.sub_words(a, d), s.add_words(b, d), s.sub_words(d, b), s.sub_words(b, e)];
-            for across in 0..4 {
+            for (across, sums) in row.into_iter().enumerate() {
                 let point = 4 * ROW + across;
                 let range = Winograd::Square.range_of(point);
                 let to = to[point].add(at);
-                s.scale_words::<SIGNED>(row[across], self.by[range], self.zeros[range], to);
+                s.scale_words::<SIGNED>(sums, self.by[range], self.zeros[range], to);
             }
         }
     }
