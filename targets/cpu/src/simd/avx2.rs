@@ -51,6 +51,46 @@ fn masks(n: usize) -> (__m256i, __m256i) {
     })
 }
 
+/// What [`Simd`] does with sixteen `i16` in one register of 256 bits, for both instruction sets that have those.
+macro_rules! words_of_256_bits {
+    () => {
+        #[inline(always)]
+        unsafe fn scale_words<const SIGNED: bool>(
+            self,
+            a: __m256i,
+            by: __m256i,
+            zero: __m256i,
+            p: *mut u8,
+        ) {
+            op!({
+                let words = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, by), zero);
+                let low = _mm256_castsi256_si128(words);
+                let high = _mm256_extracti128_si256::<1>(words);
+                let bytes =
+                    if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) };
+                _mm_storeu_si128(p.cast(), bytes);
+            })
+        }
+        #[inline(always)]
+        unsafe fn load_words(self, p: *const i16) -> __m256i {
+            op!(_mm256_loadu_si256(p.cast()))
+        }
+        #[inline(always)]
+        fn splat_words(self, x: i16) -> __m256i {
+            op!(_mm256_set1_epi16(x))
+        }
+        #[inline(always)]
+        fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+            op!(_mm256_add_epi16(a, b))
+        }
+        #[inline(always)]
+        fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
+            op!(_mm256_sub_epi16(a, b))
+        }
+    };
+}
+pub(super) use words_of_256_bits;
+
 type F = (__m256, __m256);
 type I = (__m256i, __m256i);
 
@@ -207,39 +247,7 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b1101_1000>(words));
         })
     }
-    #[inline(always)]
-    unsafe fn scale_words<const SIGNED: bool>(
-        self,
-        a: __m256i,
-        by: __m256i,
-        zero: __m256i,
-        p: *mut u8,
-    ) {
-        op!({
-            let words = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, by), zero);
-            let low = _mm256_castsi256_si128(words);
-            let high = _mm256_extracti128_si256::<1>(words);
-            let bytes =
-                if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) };
-            _mm_storeu_si128(p.cast(), bytes);
-        })
-    }
-    #[inline(always)]
-    unsafe fn load_words(self, p: *const i16) -> __m256i {
-        op!(_mm256_loadu_si256(p.cast()))
-    }
-    #[inline(always)]
-    fn splat_words(self, x: i16) -> __m256i {
-        op!(_mm256_set1_epi16(x))
-    }
-    #[inline(always)]
-    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_add_epi16(a, b))
-    }
-    #[inline(always)]
-    fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_sub_epi16(a, b))
-    }
+    words_of_256_bits!();
 
     #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> I {

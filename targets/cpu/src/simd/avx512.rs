@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::avx2::words_of_256_bits;
 use super::{Kernel, Simd};
 use crate::isa::Isa;
 
@@ -203,39 +204,7 @@ impl Simd for Avx512 {
             _mm256_storeu_si256(p.cast(), narrow(q));
         })
     }
-    #[inline(always)]
-    unsafe fn scale_words<const SIGNED: bool>(
-        self,
-        a: __m256i,
-        by: __m256i,
-        zero: __m256i,
-        p: *mut u8,
-    ) {
-        op!({
-            let words = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, by), zero);
-            let low = _mm256_castsi256_si128(words);
-            let high = _mm256_extracti128_si256::<1>(words);
-            let bytes =
-                if SIGNED { _mm_packs_epi16(low, high) } else { _mm_packus_epi16(low, high) };
-            _mm_storeu_si128(p.cast(), bytes);
-        })
-    }
-    #[inline(always)]
-    unsafe fn load_words(self, p: *const i16) -> __m256i {
-        op!(_mm256_loadu_si256(p.cast()))
-    }
-    #[inline(always)]
-    fn splat_words(self, x: i16) -> __m256i {
-        op!(_mm256_set1_epi16(x))
-    }
-    #[inline(always)]
-    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_add_epi16(a, b))
-    }
-    #[inline(always)]
-    fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_sub_epi16(a, b))
-    }
+    words_of_256_bits!();
 
     #[inline(always)]
     unsafe fn load_i(self, p: *const i32) -> __m512i {
