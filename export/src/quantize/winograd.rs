@@ -20,7 +20,7 @@ use latile_runtime::format::Role;
 use latile_runtime::graph::{Node, Op, QuantRange, Winograd as Algorithm};
 
 /// What the input's noise may grow by, in dB, in the worst group of timesteps, for a convolution to be computed by F(2, 3)
-/// without being asked for. In photo-x4 it grows by 3.8 dB at most, and with all of its layers computed so the result is as
+/// without being asked for. In photo-x4 it grows by 4.1 dB at most, and with all of its layers computed so the result is as
 /// near to the float one's, and to the truth, as with none; beyond 6 dB a bit is lost.
 pub const MOST_NOISE_DB: f32 = 6.0;
 /// The same for F(2 × 2, 3 × 3): 6.9 dB at most in photo-x4, with results as near again.

@@ -126,9 +126,9 @@ impl TryFrom<StoredWinograd> for Winograd {
 
 impl Winograd {
     /// The most points and ranges that there are.
-    pub const MOST_POINTS: usize = 16;
+    pub const MOST_POINTS: usize = Winograd::Square.points();
     /// As above.
-    pub const MOST_RANGES: usize = 10;
+    pub const MOST_RANGES: usize = Winograd::Square.ranges();
     /// The largest word that a pixel becomes for [`Winograd::Square`]: four fit 16 bits.
     pub const MOST_WORD: i16 = i16::MAX / 4;
     /// The kind of each point along an axis.

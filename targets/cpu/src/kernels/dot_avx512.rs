@@ -1,7 +1,8 @@
 //! AVX-512: integer dot products of up to 14 pixels by one or two panels.
 //!
 //! With VNNI, a step is one instruction for a pixel and a panel; the registers are used as by
-//! the kernels for floating point: 28 accumulators, two of B, two of broadcast A.
+//! the kernels for floating point: 28 accumulators, two of B, two of broadcast A. Of two panels, what
+//! lies 4 KiB ahead is asked for: a small map's weights come from memory (benches/record).
 //!
 //! Without, bytes are widened to 16 bits and multiplied in pairs by `vpmaddwd`, whose sums fit
 //! 32 bits: the bytes at even places of a group (0 and 2) by those of the weights, then the odd

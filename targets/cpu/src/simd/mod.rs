@@ -31,6 +31,7 @@
 //! [`Level::dispatch`]: crate::isa::Level::dispatch
 
 use half::f16;
+use latile_runtime::graph::Winograd;
 
 use crate::isa::Isa;
 
@@ -83,7 +84,7 @@ pub trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     type D: Copy;
 
     /// What [`Simd::round_words`] saturates at: sums and differences of four such fit an `i16`.
-    const MOST_WORD: i16 = i16::MAX / 4;
+    const MOST_WORD: i16 = Winograd::MOST_WORD;
 
     /// The instruction set: always a float base ([`Isa::float_base`]).
     const ISA: Isa;

@@ -250,6 +250,10 @@ fn fill_head<'a>(
     // The filters of a point, or all.
     let filters = plan.shape.filters() / plan.shape.points();
     let winograd = plan.shape.winograd;
+    let steps: [f32; Winograd::MOST_POINTS] = std::array::from_fn(|point| match winograd {
+        Some(w) if point < w.points() => w.step(weights.ranges, point),
+        _ => weights.ranges[0].scale,
+    });
     correction.fill(0);
     worth.fill(0.0);
     for (i, (sum, scale)) in weights.sum.iter().zip(weights.scale).enumerate() {
@@ -262,8 +266,7 @@ fn fill_head<'a>(
             _ => i,
         };
         correction[at] = zeros[winograd.map_or(0, |w| w.range_of(point))].wrapping_mul(*sum);
-        let step = winograd.map_or(weights.ranges[0].scale, |w| w.step(weights.ranges, point));
-        worth[at] = step * scale;
+        worth[at] = steps[point] * scale;
     }
     (factor, Dequantize { correction, worth })
 }

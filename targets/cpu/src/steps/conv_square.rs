@@ -12,6 +12,7 @@ use super::conv_band::{Band, Input, Place, Prologue, Words};
 use super::conv_epilogue::Epilogue;
 use super::conv_plan::{FINISH_PIXELS, POINT_GAP};
 use super::conv_tile::TileJob;
+use super::conv_winograd::outputs;
 use crate::kernels::dot::GROUP;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -210,12 +211,6 @@ unsafe fn pair<S: Simd, const ROW: usize>(s: S, p: *const i16, q: *const i16) ->
     // SAFETY: the caller's.
     let (p, q) = unsafe { (s.load_words(p), s.load_words(q)) };
     if ROW == 1 { s.add_words(p, q) } else { s.sub_words(p, q) }
-}
-
-/// The two outputs of four points along an axis.
-#[inline(always)]
-fn outputs<S: Simd>(s: S, m: [S::F; 4]) -> [S::F; 2] {
-    [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
 }
 
 impl TileJob<'_> {

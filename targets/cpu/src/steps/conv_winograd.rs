@@ -229,6 +229,12 @@ impl<S: Simd> Lanes<S> {
             let sum = unsafe { s.load_i(from.add(k * step).cast()) };
             *m = s.mul(s.float_of(s.sub_i(sum, self.correction[k])), *m);
         }
-        [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
+        outputs(s, m)
     }
+}
+
+/// The two outputs of four points along an axis.
+#[inline(always)]
+pub(super) fn outputs<S: Simd>(s: S, m: [S::F; POINTS]) -> [S::F; 2] {
+    [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
 }
