@@ -64,7 +64,41 @@ impl PictureSet {
         side: usize,
         decode: &mut Decode<'_>,
     ) -> Result<Self, CalibrationError> {
-        let names = names(folder)?;
+        Self::of(names(folder)?, folder, count, side, decode)
+    }
+
+    /// Takes up to `count` pictures of `folder` that are not in this set, in the same way: what a model is judged on must
+    /// not be what its ranges were made of. None where there is no such picture.
+    ///
+    /// # Errors
+    /// [`CalibrationError::Folder`] where the folder cannot be read.
+    pub fn others(
+        &self,
+        folder: &Path,
+        count: usize,
+        decode: &mut Decode<'_>,
+    ) -> Result<Option<Self>, CalibrationError> {
+        let mut names = names(folder)?;
+        let seen = |name: &str| {
+            self.samples.iter().any(|s| s.datum.name == name)
+                || self.skipped.iter().any(|s| s.name == name)
+        };
+        names.retain(|name| !seen(&name.display().to_string()));
+        match Self::of(names, folder, count, self.side, decode) {
+            Ok(set) => Ok(Some(set)),
+            Err(CalibrationError::NoPictures { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes up to `count` of `names`, files of `folder`.
+    fn of(
+        names: Vec<PathBuf>,
+        folder: &Path,
+        count: usize,
+        side: usize,
+        decode: &mut Decode<'_>,
+    ) -> Result<Self, CalibrationError> {
         let none = |why: String| CalibrationError::NoPictures { folder: folder.to_owned(), why };
         if names.is_empty() {
             return Err(none("it holds no .png, .jpg or .webp file".to_owned()));
@@ -238,6 +272,12 @@ mod tests {
         let set = PictureSet::read(dir.path(), 4, 8, &mut decode).unwrap();
         let names: Vec<_> = set.samples.iter().map(|s| s.datum.name.as_str()).collect();
         assert_eq!(names, ["0.png", "1.png", "2.png", "7.png"]);
+        // What to judge by is none of them, and there may be nothing left.
+        let others = set.others(dir.path(), 3, &mut decode).unwrap().unwrap();
+        let names: Vec<_> = others.samples.iter().map(|s| s.datum.name.as_str()).collect();
+        assert_eq!(names, ["3.png", "4.png", "8.png"]);
+        let all = PictureSet::read(dir.path(), 10, 8, &mut decode).unwrap();
+        assert_eq!(all.others(dir.path(), 3, &mut decode).unwrap(), None);
         assert_eq!(set.skipped.len(), 1);
     }
 

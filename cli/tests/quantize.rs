@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A folder of a few pictures, one of them broken.
@@ -180,6 +181,55 @@ fn a_mixed_model_spends_its_share_where_it_shows() {
     let ran = export(dir, &[&more[..], &["--calibration", "t.json"]].concat());
     assert!(ran.code == Some(0) && !ran.stderr.contains("estimates"), "{ran:?}");
     assert_eq!(std::fs::read(dir.join("m.latile")).unwrap(), mixed_file);
+}
+
+/// What levels do to the picture is measured, as many stay in f16 as the limit takes, and the note says how to repeat it.
+#[test]
+fn a_mixed_model_keeps_the_levels_that_cost_pictures_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    pictures(dir);
+    let mixed = |args: &str| {
+        let args: Vec<&str> = args.split(' ').filter(|a| !a.is_empty()).collect();
+        let more = ["--precision", "mixed", "--calibration", "photos", "--json", "--overwrite"];
+        let ran = export(dir, &[&more[..], &["--table", "t.json"], &args].concat());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        (ran.json()["layers"].clone(), ran.stderr)
+    };
+    let kept = |layers: &Value| -> BTreeSet<String> {
+        let layers = layers.as_array().unwrap().iter();
+        let why = layers.filter_map(|l| l["why"].as_str()?.split_once(" in int8 would move"));
+        why.map(|(glob, _)| glob.to_owned()).collect()
+    };
+    // Where nothing may be lost, levels stay, in whole, and each says what it would do.
+    let (layers, said) = mixed("--max-loss 0");
+    let globs = kept(&layers);
+    assert!(!globs.is_empty() && said.contains("note: the folder has no picture beyond"), "{said}");
+    for layer in layers.as_array().unwrap() {
+        let name = format!(
+            "{}.{}",
+            layer["component"].as_str().unwrap(),
+            layer["layer"].as_str().unwrap()
+        );
+        if globs.iter().any(|g| name.starts_with(g.trim_end_matches('*'))) {
+            assert_eq!(layer["int8"], false, "{name}");
+        }
+    }
+    // The same with the table and what the note says.
+    let model = std::fs::read(dir.join("m.latile")).unwrap();
+    let mut again = vec!["--precision", "int8", "--calibration", "t.json", "--overwrite", "--json"];
+    for glob in &globs {
+        assert!(said.contains(&format!("--keep-f16 '{glob}'")), "{said}");
+        again.extend(["--keep-f16", glob]);
+    }
+    let int8 = export(dir, &again).json()["layers"].clone();
+    let which = |layers: &Value| -> Vec<bool> {
+        layers.as_array().unwrap().iter().map(|l| l["int8"].as_bool().unwrap()).collect()
+    };
+    assert_eq!(which(&int8), which(&layers));
+    // Down to the precision's name and the notes, that is the same file.
+    assert!(std::fs::read(dir.join("m.latile")).unwrap().len().abs_diff(model.len()) < 4096);
+    assert!(!dir.join("trial.latile").exists());
 }
 
 /// Tables that cannot be used, in a folder with a sound one.
@@ -405,6 +455,10 @@ fn options_that_do_not_go_together_are_usage_errors() {
         ("--precision mixed --calibration photos --keep-share 101", "--keep-share can be 0 to 100"),
         ("--precision mixed --calibration photos --keep-share NaN", "--keep-share can be 0 to 100"),
         ("--precision mixed --calibration photos --keep-share 9 --min-sqnr 30", "give one of them"),
+        ("--precision mixed --calibration photos --keep-share 9 --max-loss 1", "give one of them"),
+        ("--precision mixed --calibration photos --max-loss -1", "--max-loss can be 0 to 10 dB"),
+        ("--precision mixed --calibration t.json --max-loss 1", "name the folder"),
+        ("--precision int8 --calibration photos --max-loss 1", "is for --precision mixed"),
         ("--precision mixed --calibration photos --min-sqnr -1", "--min-sqnr can be 0 to 100"),
         ("--precision mixed --calibration photos --min-sqnr NaN", "--min-sqnr can be 0 to 100"),
         (

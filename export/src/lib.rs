@@ -3,7 +3,8 @@
 //! Lives here: weight sources ([`source`]), the configs of diffusers folders ([`diffusers`]) and the key layout
 //! of CompVis checkpoints ([`compvis`]), both resolved to one description of the networks ([`arch`]), the graph
 //! builder that turns that description into primitive operators ([`build`]), the step from float to int8
-//! ([`quantize`]) and what each layer adds to the result by it ([`sensitivity`]), its quality report ([`report`]), and
+//! ([`quantize`]) and what each layer adds to the result by it ([`sensitivity`]) and each level to
+//! the picture ([`levels`]), its quality report ([`report`]), and
 //! the streaming writer behind [`export`]. Upsampling is folded into the convolution after it (`phases`). ONNX graphs
 //! come in through `onnx` where that feature is on.
 //!
@@ -16,6 +17,7 @@ pub mod build;
 pub mod compvis;
 pub mod diffusers;
 mod error;
+pub mod levels;
 mod model;
 #[cfg(feature = "onnx")]
 pub mod onnx;

@@ -1,5 +1,6 @@
 //! `latile export`: a trained checkpoint becomes one `.latile` file.
 
+mod levels;
 mod quantized;
 
 use crate::console::{bytes, count, remark, say, say_json};
@@ -108,12 +109,17 @@ pub(crate) struct Args {
     #[argh(option, arg_name = "glob")]
     pub(crate) keep_direct: Vec<String>,
 
-    /// for mixed: how much of each network's work may stay in f16, in percent (default 15); what stays are
-    /// the layers that add most noise to the result for their work
+    /// for mixed: what pictures may lose of PSNR against the truth, in dB (default 0.1); the levels of the networks that
+    /// cost most by int8 stay in f16, as many as that takes
+    #[argh(option, arg_name = "dB")]
+    pub(crate) max_loss: Option<f64>,
+
+    /// for mixed, in place of --max-loss: how much of each network's work may stay in f16, in percent; what stays
+    /// are the layers that add most noise to the network's result for their work
     #[argh(option, arg_name = "percent")]
     pub(crate) keep_share: Option<f64>,
 
-    /// for mixed, in place of --keep-share: keep layers in f16 whose own estimated signal-to-noise ratio
+    /// for mixed, in place of --max-loss: keep layers in f16 whose own estimated signal-to-noise ratio
     /// is less
     #[argh(option, arg_name = "dB")]
     pub(crate) min_sqnr: Option<f64>,

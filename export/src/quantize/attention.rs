@@ -1,6 +1,5 @@
 //! Which attentions of an int8 model multiply bytes.
 
-use super::Glob;
 use latile_runtime::format::Role;
 use latile_runtime::graph::{Graph, Op, ValueKind};
 use serde::Serialize;
@@ -29,21 +28,25 @@ pub struct AttentionSummary {
     pub reader: Option<String>,
 }
 
-/// Makes the attentions of a component int8 that have at least [`MIN_HEAD`] channels a head and that the user
-/// does not keep, and lists them all. They need no calibration: their ranges are found as they are computed.
-pub(super) fn mark(graph: &mut Graph, role: Role, keep: &[Glob]) -> Vec<AttentionSummary> {
+/// Makes the attentions of a component int8 that have at least [`MIN_HEAD`] channels a head and that nothing
+/// `keeps`, and lists them all. They need no calibration: their ranges are found as they are computed.
+pub(super) fn mark(
+    graph: &mut Graph,
+    role: Role,
+    keeps: &dyn Fn(&str) -> Option<String>,
+) -> Vec<AttentionSummary> {
     let mut all = Vec::new();
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let ValueKind::Map(channels) = graph.kind(node.output) else { continue };
-        let kept = keep.iter().find(|g| g.is_of(role.name(), &node.name));
+        let kept = keeps(&node.name);
         let reader = graph.nodes.iter().find(|n| n.inputs.contains(&node.output));
         let reader = reader.map(|n| n.name.clone());
         let attention = node.name.clone();
         if let Op::Attention { heads, int8, .. } = &mut graph.nodes[i].op {
             let head_channels = channels / *heads;
             let why = match kept {
-                Some(glob) => Some(format!("--keep-f16 {} asks for it", glob.text())),
+                Some(why) => Some(why),
                 None if head_channels < MIN_HEAD => {
                     Some(format!("heads of less than {MIN_HEAD} channels take as long in bytes"))
                 }
@@ -85,7 +88,9 @@ mod tests {
                 output: ValueId(1),
             }],
         };
-        let all = mark(&mut graph, Role::Decoder, &[Glob::new("conv_in"), Glob::new(keep)]);
+        let keep = crate::Glob::new(keep);
+        let keeps = |name: &str| keep.is_of("decoder", name).then(|| "asked".to_owned());
+        let all = mark(&mut graph, Role::Decoder, &keeps);
         graph.validate().unwrap();
         let int8 = matches!(graph.nodes[0].op, Op::Attention { int8: true, .. });
         assert_eq!((all[0].int8, all[0].why.is_none()), (int8, int8), "{all:?}");

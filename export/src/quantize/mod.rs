@@ -20,11 +20,13 @@ pub(crate) use rewrite::{Item, Planned};
 pub use winograd::{MOST_NOISE_DB, MOST_SQUARE_NOISE_DB, Winograd};
 
 use crate::ExportError;
+use crate::levels::KeptLevel;
 use crate::model::Component;
 use crate::source::WeightSource;
 use crate::tensors::Recipe;
 use eligible::Matrix;
 use latile_calibration::{ComponentTable, LayerTable, Method, Range, Table};
+use latile_runtime::format::Role;
 use latile_runtime::graph::{QuantRange, WeightSpec, Winograd as Algorithm};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -35,8 +37,10 @@ pub(crate) use weights::Quantized;
 pub const KEEP_SHARE: f64 = 0.15;
 
 /// Which layers of a mixed model stay float, beside those that the user names.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Mixed {
+    /// Those of these levels, which a search by pictures chose ([`crate::levels`]).
+    Levels(Vec<KeptLevel>),
     /// Those that add most noise to the network's result for their work, as long as together they have at most
     /// this share of the multiply-accumulates of the network's convolutions and linear layers; none that adds
     /// less than its share of the work.
@@ -63,6 +67,23 @@ pub struct Quantization {
     pub winograd: Winograd,
     /// Convolutions that are not.
     pub keep_direct: Vec<Glob>,
+}
+
+impl Quantization {
+    /// Why layer `layer` of `role` stays float, where the user or a search by pictures wants that.
+    fn keeps(&self, role: Role, layer: &str) -> Option<String> {
+        let asked = self.keep_f16.iter().find(|g| g.is_of(role.name(), layer));
+        let levels = match &self.mixed {
+            Some(Mixed::Levels(levels)) => levels.as_slice(),
+            _ => &[],
+        };
+        let level = levels.iter().find(|l| l.glob.is_of(role.name(), layer));
+        let chosen = level.map(|l| {
+            let (glob, noise) = (l.glob.text(), 100.0 * l.noise);
+            format!("{glob} in int8 would move pictures by {noise:.2} % of their distance to the truth, too much for its work")
+        });
+        asked.map(|g| format!("--keep-f16 {} asks for it", g.text())).or(chosen)
+    }
 }
 
 /// A convolution, or a linear layer over a map, in the exported model.
@@ -231,7 +252,7 @@ pub(crate) fn plan(
     let role = component.role;
     let Ok(table) = how.table.component(role) else {
         // Pictures are made without the encoder: a model may have been calibrated without it.
-        if role == latile_runtime::format::Role::Encoder {
+        if role == Role::Encoder {
             let why = "the calibration table does not have it";
             let layers = summaries(&component, |_| Some(why.to_owned()));
             return Ok(Planned::float(component, layers));
@@ -256,7 +277,7 @@ pub(crate) fn plan(
     let mut summaries = summaries(&component, |_| None);
     for (i, node) in graph.nodes.iter().enumerate() {
         let Some(matrix) = eligible::matrix(graph, node) else { continue };
-        let asked = how.keep_f16.iter().find(|g| g.is_of(role.name(), &node.name));
+        let asked = how.keeps(role, &node.name);
         // `covers` has found every layer whose result is used.
         let Some(layer) = table.layer(&node.name) else {
             reasons[i] = Some("nothing reads its result".to_owned());
@@ -264,8 +285,8 @@ pub(crate) fn plan(
         };
         reasons[i] = if let Some(why) = refused.get(&i) {
             Some((*why).to_owned())
-        } else if let Some(glob) = asked {
-            Some(format!("--keep-f16 {} asks for it", glob.text()))
+        } else if asked.is_some() {
+            asked
         } else if let Some(ranges) = layer.ranges(how.method) {
             let weight = matrix.weight.index();
             let mut score = f64::from(layer.loss.unwrap_or(0.0));
@@ -358,7 +379,7 @@ pub(crate) fn plan(
     }
     let groups = table.timestep_groups.clone();
     let mut planned = rewrite::rewrite(component, chosen, groups, summaries);
-    planned.attentions = attention::mark(&mut planned.graph, role, &how.keep_f16);
+    planned.attentions = attention::mark(&mut planned.graph, role, &|name| how.keeps(role, name));
     Ok(planned)
 }
 
@@ -399,7 +420,7 @@ fn is_measured(table: &ComponentTable) -> bool {
 /// Whether [`plan`] must look at the weights of a network with `table` to choose its int8 layers.
 fn examines(how: &Quantization, table: &ComponentTable) -> bool {
     match how.mixed {
-        None => false,
+        None | Some(Mixed::Levels(_)) => false,
         Some(Mixed::MinSqnr(_)) => true,
         Some(Mixed::Share(_)) => !is_measured(table),
     }

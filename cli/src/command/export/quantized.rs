@@ -1,6 +1,6 @@
 //! The way to an int8 model: float export, calibration, int8 export, comparison, report.
 
-use super::{Args, Job};
+use super::{Args, Job, levels};
 use crate::command::calibrate;
 use crate::console::{plain, remark};
 use crate::exit::{Interrupted, UsageError};
@@ -31,12 +31,14 @@ enum From<'a> {
 }
 
 /// The float model of a folder's calibration, what it was run on, and with what.
-struct Float {
+pub(super) struct Float {
     /// Removed, with all that is in it, when dropped.
-    folder: tempfile::TempDir,
-    path: PathBuf,
-    set: PictureSet,
-    backend: CpuBackend,
+    pub(super) folder: tempfile::TempDir,
+    pub(super) path: PathBuf,
+    /// The folder of pictures.
+    pub(super) pictures: PathBuf,
+    pub(super) set: PictureSet,
+    pub(super) backend: CpuBackend,
 }
 
 impl<'a> Request<'a> {
@@ -52,6 +54,7 @@ impl<'a> Request<'a> {
             ("--keep-f16", !args.keep_f16.is_empty()),
             ("--winograd", args.winograd.is_some()),
             ("--keep-direct", !args.keep_direct.is_empty()),
+            ("--max-loss", args.max_loss.is_some()),
             ("--keep-share", args.keep_share.is_some()),
             ("--min-sqnr", args.min_sqnr.is_some()),
             ("--table", args.table.is_some()),
@@ -73,17 +76,27 @@ impl<'a> Request<'a> {
                 "an int8 model needs activation ranges, which are measured and never guessed: give --calibration a folder of pictures, or a table that latile calibrate made",
             );
         };
-        for (name, given) in
-            [("--keep-share", args.keep_share.is_some()), ("--min-sqnr", args.min_sqnr.is_some())]
-        {
-            if given && !mixed {
+        let choices = [
+            ("--max-loss", args.max_loss.is_some()),
+            ("--keep-share", args.keep_share.is_some()),
+            ("--min-sqnr", args.min_sqnr.is_some()),
+        ];
+        let chosen: Vec<&str> = choices.iter().filter(|c| c.1).map(|c| c.0).collect();
+        match chosen[..] {
+            [name, ..] if !mixed => {
                 return usage(&format!(
                     "{name} is for --precision mixed; name layers by --keep-f16 instead"
                 ));
             }
+            [one, other, ..] => {
+                return usage(&format!(
+                    "{one} and {other} choose in different ways; give one of them"
+                ));
+            }
+            _ => {}
         }
-        if args.keep_share.is_some() && args.min_sqnr.is_some() {
-            return usage("--keep-share and --min-sqnr choose in different ways; give one of them");
+        if args.max_loss.is_some_and(|db| !(0.0..=10.0).contains(&db)) {
+            return usage("--max-loss can be 0 to 10 dB");
         }
         if args.keep_share.is_some_and(|share| !(0.0..=100.0).contains(&share)) {
             return usage("--keep-share can be 0 to 100 percent");
@@ -100,6 +113,11 @@ impl<'a> Request<'a> {
         if let (From::Table(_), Some(_)) = (&from, &args.table) {
             return usage(
                 "--table keeps the table of a folder of pictures; --calibration names a table already",
+            );
+        }
+        if let (From::Table(_), Some(_)) = (&from, args.max_loss) {
+            return usage(
+                "--max-loss is measured on pictures, and --calibration names a table: name the folder, or the levels that stay in f16 by --keep-f16",
             );
         }
         let outputs = [Some(&args.output), args.table.as_ref(), args.report.as_ref()];
@@ -131,25 +149,18 @@ impl<'a> Request<'a> {
                 (table, Some(float))
             }
         };
-        let mixed = (job.options.precision == Precision::Mixed).then(|| match args.min_sqnr {
-            Some(db) => Mixed::MinSqnr(db),
-            None => Mixed::Share(args.keep_share.map_or(KEEP_SHARE, |percent| percent / 100.0)),
-        });
-        if let Some(Mixed::Share(_)) = mixed {
-            match &float {
-                Some(float) => measured(args, job, float, &mut table, &calibration)?,
-                None if table
-                    .components
-                    .iter()
-                    .all(|c| c.layers.iter().all(|l| l.loss.is_none())) =>
-                {
-                    remark(
-                        "note: the table does not say what each layer adds to the result, so layers are chosen by estimates; --calibration with a folder of pictures measures it, and --table keeps that",
-                    );
-                }
-                None => {}
+        let mixed = match (job.options.precision, args.min_sqnr, &float) {
+            (Precision::Mixed, Some(db), _) => Some(Mixed::MinSqnr(db)),
+            (Precision::Mixed, None, Some(float)) if args.keep_share.is_none() => {
+                let all = quantizing(args, job, table.clone(), None);
+                let limit = args.max_loss.unwrap_or(latile_export::levels::MAX_LOSS_DB);
+                Some(Mixed::Levels(levels::kept(job, float, &all, &calibration, limit)?))
             }
-        }
+            (Precision::Mixed, None, float) => {
+                by_share(args, job, float.as_ref(), &mut table, &calibration)?
+            }
+            _ => None,
+        };
         let options = quantizing(args, job, table, mixed);
         // Invariant: it was put there above.
         let Some(Quantization { table, .. }) = &options.quantization else {
@@ -188,6 +199,26 @@ impl<'a> Request<'a> {
         };
         Ok((summary, json))
     }
+}
+
+/// Layers chosen one by one.
+fn by_share(
+    args: &Args,
+    job: &Job<'_>,
+    float: Option<&Float>,
+    table: &mut Table,
+    calibration: &Options,
+) -> anyhow::Result<Option<Mixed>> {
+    let unmeasured = table.components.iter().all(|c| c.layers.iter().all(|l| l.loss.is_none()));
+    match float {
+        Some(float) => measured(args, job, float, table, calibration)?,
+        None if unmeasured => remark(
+            "note: the table does not say what each layer adds to the result, so layers are chosen by estimates, which may make a worse picture than int8 alone; --calibration with a folder of pictures chooses by pictures, and says by which --keep-f16 to repeat that with a table",
+        ),
+        None => {}
+    }
+    let share = args.keep_share.map_or(KEEP_SHARE, |percent| percent / 100.0);
+    Ok(Some(Mixed::Share(share)))
 }
 
 /// The job's options with those of its quantization.
@@ -326,7 +357,7 @@ fn calibrated(
         job.go_on()
     })
     .map_err(cancelled)?;
-    Ok((table, Float { folder: scratch, path, set, backend }))
+    Ok((table, Float { folder: scratch, path, pictures: folder.to_owned(), set, backend }))
 }
 
 fn compared(
@@ -351,7 +382,8 @@ fn compared(
     .map_err(cancelled)
 }
 
-fn cancelled(e: CalibrationError) -> anyhow::Error {
+/// A calibration's error, an interruption as such.
+pub(super) fn cancelled(e: CalibrationError) -> anyhow::Error {
     match e {
         CalibrationError::Cancelled => Interrupted.into(),
         other => other.into(),
